@@ -1,0 +1,1 @@
+//! Who: SPIFFE ids, SVIDs, trust bundles and the one verifier.

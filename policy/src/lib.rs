@@ -1,0 +1,1 @@
+//! May: authorization rules, from text to decision. Pure.

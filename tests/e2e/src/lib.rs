@@ -1,0 +1,1 @@
+//! End-to-end tests: real programs over two sidecars.

@@ -1,0 +1,1 @@
+//! Virtual pods in namespaces, a test CA, hostile and slow peers.
