@@ -1,2 +1,49 @@
-//! x
-fn main() {}
+//! `cargo xtask`: the only way CI and people run things.
+//!
+//! Called by people and by `.ci/run`. Each command sets up what it needs by itself, names what it could not do, and
+//! never reports as passed what did not run.
+
+mod cargo;
+mod demo;
+mod lint;
+mod programs;
+mod report;
+mod suite;
+mod test;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask demo [ARGS]          build the release binaries and run the demo (--keep leaves it running)
+cargo xtask test [FILTER]        everything CI runs; FILTER names a step, a package or part of a test's name
+cargo xtask test --list [FILTER] the steps and every test, without running them
+cargo xtask lint                 the checks of the house alone: who imports whom, file heads, crates, licences
+cargo xtask setup                install the system programs that tests and demo use, no more
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let done = match command.as_str() {
+        "demo" => demo::run(&rest),
+        "test" => test::run(&rest),
+        "lint" => lint::run(),
+        "setup" => Ok(programs::setup()),
+        "" | "help" | "-h" | "--help" => {
+            print!("{HELP}");
+            Ok(if command.is_empty() { 2 } else { 0 })
+        }
+        other => {
+            eprint!("xtask: no such command: {other}\n\n{HELP}");
+            Ok(2)
+        }
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(problem) => {
+            eprintln!("xtask: {problem:#}");
+            ExitCode::from(2)
+        }
+    }
+}

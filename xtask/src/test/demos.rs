@@ -1,0 +1,94 @@
+//! The demo as a test: as who we are and, as root, as an ordinary user too.
+//!
+//! Called by `test` with the binaries that it built. What the demo could not show is a skip, with the demo's own reason.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::Run;
+use crate::report::Tally;
+use crate::{cargo, programs, suite};
+
+const LIMIT: Duration = Duration::from_secs(3 * 60);
+
+impl Run {
+    /// All runs of the demo.
+    pub fn demos(&mut self) -> Result<()> {
+        let built = cargo::target_dir()?.join("debug");
+        let mut own = Command::new(built.join("countersign"));
+        own.arg("demo");
+        self.demo("demo", own);
+        if !programs::is_root() {
+            return Ok(());
+        }
+        let name = "demo as an ordinary user";
+        if programs::find("setpriv").is_none() {
+            self.report.skip_step(name, "no setpriv (package util-linux) to become an ordinary user with");
+            return Ok(());
+        }
+        let copy = readable_copy(&built)?;
+        let mut nobody = Command::new("setpriv");
+        nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+        nobody
+            .arg(copy.join("countersign"))
+            .arg("demo")
+            .current_dir("/")
+            .env("HOME", "/")
+            .env_remove("XDG_RUNTIME_DIR");
+        self.demo(name, nobody);
+        std::fs::remove_dir_all(&copy).context("removing the copied binaries")
+    }
+
+    fn demo(&mut self, name: &str, command: Command) {
+        let began = self.report.begin(name);
+        let tally = match suite::capture(command, LIMIT, true) {
+            Ok((_, Some(status))) if status.success() => Tally::one(true),
+            Ok((output, Some(status))) if status.code() == Some(2) => {
+                self.report.skipped(name, not_shown(&output));
+                self.report.skip_tally(1)
+            }
+            Ok((_, Some(status))) => self.demo_failed(name, &format!("a claim is false ({status})")),
+            Ok((_, None)) => self.demo_failed(name, &format!("no end after {} s", LIMIT.as_secs())),
+            Err(problem) => self.demo_failed(name, &format!("{problem:#}")),
+        };
+        self.report.end(name, began, tally);
+    }
+
+    fn demo_failed(&mut self, name: &str, why: &str) -> Tally {
+        self.report.failure(&format!("{name}: {why}"));
+        Tally::one(false)
+    }
+}
+
+/// The line in which the demo says why something could not be shown.
+fn not_shown(output: &str) -> &str {
+    output
+        .lines()
+        .find(|line| line.contains("NOT SHOWN"))
+        .or_else(|| output.lines().last())
+        .unwrap_or("it said nothing")
+        .trim()
+}
+
+/// The target directory may lie where an ordinary user cannot read.
+fn readable_copy(built: &Path) -> Result<PathBuf> {
+    let dir = programs::scratch("countersign-bin").context("making a directory for the binaries")?;
+    for name in crate::demo::BINARIES {
+        std::fs::copy(built.join(name), dir.join(name)).with_context(|| format!("copying {name}"))?;
+    }
+    Ok(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_shown_is_quoted() {
+        assert_eq!(not_shown("a\n  NOT SHOWN: user namespaces are off\nb\n"), "NOT SHOWN: user namespaces are off");
+        assert_eq!(not_shown(""), "it said nothing");
+    }
+}
