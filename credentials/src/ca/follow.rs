@@ -1,0 +1,108 @@
+//! The bundle as it changes: one stream from the CA, opened with our SVID, opened anew after each renewal and each loss.
+//!
+//! Runs as half of the task of `ca::start`. A bundle that is refused ends nothing: the last good one stays in force.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_api::ca as wire;
+use countersign_api::ca::certificate_authority_client::CertificateAuthorityClient;
+use tokio::time::timeout;
+use tonic::Streaming;
+use tracing::{info, warn};
+
+use super::CaClient;
+use super::error::CaError;
+use super::issue::{MAX_ANSWER, failed};
+use super::store::Store;
+use crate::Watch;
+use crate::backoff::Backoff;
+use crate::channel::{ChannelSettings, TlsAs, channel};
+
+const FIRST_DELAY: Duration = Duration::from_millis(250);
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// The CA sends the bundle at once.
+const FIRST_MESSAGE: Duration = Duration::from_secs(15);
+
+pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>, mut watch: Watch) {
+    let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+    loop {
+        // The sender lives in `store`, which we hold: this cannot fail.
+        if watch.wait_for(|held| held.as_ref().is_some_and(|held| !held.expired())).await.is_err() {
+            return;
+        }
+        match follow(&config, &store, &mut watch, &mut backoff).await {
+            Ok(()) => store.following(false, None),
+            Err(error) => {
+                let delay = backoff.failed();
+                store.following(false, Some(&error));
+                warn!(%error, label = error.label(), retry_ms = delay.as_millis() as u64, "bundle stream ended");
+                tokio::time::sleep(delay).await;
+            }
+        }
+    }
+}
+
+/// One stream. Ends well when our SVID was renewed: the connection would end with the old one.
+async fn follow(config: &CaClient, store: &Store, watch: &mut Watch, backoff: &mut Backoff) -> Result<(), CaError> {
+    let ours = leaf(watch);
+    let mut stream = open(config, store, watch).await?;
+    let mut next = first(&mut stream).await?;
+    backoff.succeeded();
+    store.following(true, None);
+    loop {
+        take(store, next);
+        next = tokio::select! {
+            came = stream.message() => came.map_err(|status| failed(&status))?.ok_or_else(closed)?,
+            () = renewed(watch, ours) => return Ok(()),
+        };
+    }
+}
+
+async fn open(config: &CaClient, store: &Store, watch: &Watch) -> Result<Streaming<wire::TrustBundle>, CaError> {
+    let channel = channel(ChannelSettings {
+        address: config.ca_address.clone(),
+        expected: config.ca_id.clone(),
+        tls: TlsAs::Ourselves(watch.clone()),
+        mark: config.mark,
+    });
+    let mut client = CertificateAuthorityClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+    let request = wire::WatchBundleRequest { known_generation: store.generation() };
+    match timeout(FIRST_MESSAGE, client.watch_bundle(request)).await {
+        Ok(answer) => Ok(answer.map_err(|status| failed(&status))?.into_inner()),
+        Err(_) => Err(CaError::Timeout(FIRST_MESSAGE.as_secs())),
+    }
+}
+
+async fn first(stream: &mut Streaming<wire::TrustBundle>) -> Result<wire::TrustBundle, CaError> {
+    match timeout(FIRST_MESSAGE, stream.message()).await {
+        Ok(came) => came.map_err(|status| failed(&status))?.ok_or_else(closed),
+        Err(_) => Err(CaError::Timeout(FIRST_MESSAGE.as_secs())),
+    }
+}
+
+fn take(store: &Store, came: wire::TrustBundle) {
+    let generation = came.generation;
+    match store.take_bundle(came) {
+        Ok(true) => info!(generation, "new trust bundle in force"),
+        Ok(false) => {}
+        Err(error) => warn!(%error, label = error.label(), "trust bundle refused; the last good one stays in force"),
+    }
+}
+
+fn closed() -> CaError {
+    CaError::Call { label: "stream_closed", reason: "the CA closed the bundle stream".into() }
+}
+
+/// Names the leaf in force: each has its own key.
+fn leaf(watch: &Watch) -> Option<[u8; 32]> {
+    watch.borrow().as_ref().map(|held| held.svid().spki_sha256())
+}
+
+async fn renewed(watch: &mut Watch, ours: Option<[u8; 32]>) {
+    let other =
+        |held: &Option<Arc<_>>| held.as_ref().map(|held: &Arc<crate::Credentials>| held.svid().spki_sha256()) != ours;
+    if watch.wait_for(other).await.is_err() {
+        std::future::pending().await
+    }
+}

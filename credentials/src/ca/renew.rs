@@ -1,0 +1,100 @@
+//! The life of our own SVID: obtain, wait half its life, obtain the next; back off when that fails and go on serving the old
+//! one until it ends (SPIFFE.md 4.6).
+//!
+//! Runs as half of the task of `ca::start`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_identity::BundleSet;
+use rustls_pki_types::UnixTime;
+use tracing::{info, warn};
+
+use super::error::CaError;
+use super::store::{Store, set};
+use super::{CaClient, bootstrap, issue, token};
+use crate::backoff::{Backoff, jittered, up_to};
+use crate::clock::SharedClock;
+use crate::credentials::Credentials;
+
+const FIRST_DELAY: Duration = Duration::from_millis(250);
+const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// Renewal comes at half of what is left, give or take this part of it.
+const JITTER: f64 = 0.1;
+/// When a bundle drops our root, all who lost it renew within this time, not in the same instant.
+const SPREAD: Duration = Duration::from_secs(1);
+/// The wall clock is asked at least so often: it may be set, or the machine may have slept.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>) {
+    let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+    loop {
+        match obtain(&config, &store, backoff.failures()).await {
+            Ok(credentials) => {
+                let life = left(&credentials, &store.clock);
+                backoff.succeeded();
+                backoff.set_cap(LONGEST_DELAY.min(life / 10));
+                let due = after(store.clock.now(), jittered(life / 2, JITTER));
+                store.renewal_succeeded(due);
+                info!(id = %credentials.id(), life_s = life.as_secs(), "new SVID in force");
+                wait(&store, due).await;
+            }
+            Err(error) => {
+                let delay = backoff.failed();
+                store.renewal_failed(&error, delay);
+                let expired = store.credentials().is_none_or(|credentials| credentials.expired());
+                warn!(%error, label = error.label(), expired, retry_ms = delay.as_millis() as u64, "no new SVID");
+                tokio::time::sleep(delay).await;
+            }
+        }
+    }
+}
+
+async fn obtain(config: &CaClient, store: &Store, failures: u32) -> Result<Arc<Credentials>, CaError> {
+    let bundles = who_vouches_for_the_ca(config, store, failures).await?;
+    let token = token::read(&config.token_file).await?;
+    let issued = issue::ask(config, bundles, token, store.generation(), &store.clock).await?;
+    store.take_svid(issued.svid, issued.bundle)
+}
+
+/// The bundle in force; before the first one, the bootstrap file. Once our SVID has ended there is nothing left that a stale
+/// file could spoil, and we may have missed a whole rotation: then, as a restart would, every second attempt reads the file.
+async fn who_vouches_for_the_ca(config: &CaClient, store: &Store, failures: u32) -> Result<BundleSet, CaError> {
+    let lost = store.credentials().is_none_or(|credentials| credentials.expired());
+    match store.bundle() {
+        Some(bundle) if !lost || failures % 2 == 0 => set(bundle),
+        _ => {
+            let now = store.clock.now();
+            set(bootstrap::read(&config.bootstrap, store.trust_domain().clone(), now).await?)
+        }
+    }
+}
+
+/// Until the renewal is due, or until a bundle came under which our SVID is worth nothing.
+async fn wait(store: &Store, due: UnixTime) {
+    tokio::select! {
+        () = until(&store.clock, due) => {}
+        () = store.distrusted() => {
+            warn!("the new trust bundle does not vouch for our own SVID: renewing at once");
+            tokio::time::sleep(up_to(SPREAD)).await;
+        }
+    }
+}
+
+async fn until(clock: &SharedClock, due: UnixTime) {
+    loop {
+        let left = due.as_secs().saturating_sub(clock.now().as_secs());
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(left).min(LOOK_AGAIN)).await;
+    }
+}
+
+fn left(credentials: &Credentials, clock: &SharedClock) -> Duration {
+    Duration::from_secs(credentials.expires_at().as_secs().saturating_sub(clock.now().as_secs()))
+}
+
+fn after(now: UnixTime, span: Duration) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + span)
+}

@@ -1,0 +1,162 @@
+//! For tests only: a clock that can be set, a CA in memory, credentials of anybody, and a pair of sockets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use countersign_api::ca as wire;
+use countersign_identity::{BundleSet, SpiffeId, Svid, TrustBundle, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use time::OffsetDateTime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+
+use crate::clock::{Clock, SharedClock};
+use crate::credentials::Credentials;
+
+/// Where test time begins.
+pub(crate) const START: u64 = 1_800_000_000;
+pub(crate) const HOUR: u64 = 3600;
+
+/// Goes with tokio's clock (which tests pause), and can be set.
+#[derive(Debug)]
+pub(crate) struct TestClock {
+    began: Instant,
+    moved_ms: AtomicI64,
+}
+
+impl TestClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { began: Instant::now(), moved_ms: AtomicI64::new(0) })
+    }
+
+    pub(crate) fn shared(self: &Arc<Self>) -> SharedClock {
+        Arc::clone(self) as SharedClock
+    }
+
+    /// Steps the wall clock, as an operator or NTP does; tokio's timers do not notice.
+    pub(crate) fn step(&self, seconds: i64) {
+        self.moved_ms.fetch_add(seconds * 1000, Ordering::SeqCst);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_millis(self.now_ms().unsigned_abs()))
+    }
+
+    fn now_ms(&self) -> i64 {
+        START as i64 * 1000 + self.began.elapsed().as_millis() as i64 + self.moved_ms.load(Ordering::SeqCst)
+    }
+}
+
+pub(crate) fn id(text: &str) -> SpiffeId {
+    SpiffeId::parse(text).unwrap()
+}
+
+/// One root and one issuer below it.
+pub(crate) struct TestCa {
+    pub(crate) trust_domain: TrustDomain,
+    root: CertifiedIssuer<'static, KeyPair>,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl TestCa {
+    pub(crate) fn new(trust_domain: &str) -> Self {
+        let params = |name: &str, path_len| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params.not_before = at(START - 24 * HOUR);
+            params.not_after = at(START + 1000 * HOUR);
+            params.use_authority_key_identifier_extension = true;
+            params
+        };
+        let root = CertifiedIssuer::self_signed(params("root", 1), KeyPair::generate().unwrap()).unwrap();
+        let issuer = CertifiedIssuer::signed_by(params("issuer", 0), KeyPair::generate().unwrap(), &root).unwrap();
+        Self { trust_domain: TrustDomain::parse(trust_domain).unwrap(), root, issuer }
+    }
+
+    pub(crate) fn root(&self) -> CertificateDer<'static> {
+        self.root.der().clone()
+    }
+
+    pub(crate) fn bundle(&self, generation: u64) -> TrustBundle {
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(START));
+        TrustBundle::new(self.trust_domain.clone(), generation, vec![self.root()], now).unwrap()
+    }
+
+    pub(crate) fn bundles(&self) -> BundleSet {
+        BundleSet::new(vec![self.bundle(1)]).unwrap()
+    }
+
+    pub(crate) fn wire_bundle(&self, generation: u64) -> wire::TrustBundle {
+        wire_bundle(&self.trust_domain, generation, &[self])
+    }
+
+    /// A chain for a key that somebody else holds.
+    pub(crate) fn sign(
+        &self,
+        id: &str,
+        key: &impl PublicKeyData,
+        from: u64,
+        until: u64,
+    ) -> Vec<CertificateDer<'static>> {
+        let leaf = leaf_params(id, from, until).signed_by(key, &*self.issuer).unwrap();
+        vec![leaf.der().clone(), self.issuer.der().clone()]
+    }
+
+    pub(crate) fn svid_during(&self, id: &str, from: u64, until: u64) -> Svid {
+        let key = KeyPair::generate().unwrap();
+        Svid::new(self.sign(id, &key, from, until), private(&key)).unwrap()
+    }
+
+    pub(crate) fn svid(&self, id: &str) -> Svid {
+        self.svid_during(id, START - 60, START + HOUR)
+    }
+
+    pub(crate) fn credentials(&self, id: &str, clock: &Arc<TestClock>) -> Credentials {
+        Credentials::new(Arc::new(self.svid(id)), self.bundles(), clock.shared()).unwrap()
+    }
+}
+
+pub(crate) fn wire_bundle(trust_domain: &TrustDomain, generation: u64, cas: &[&TestCa]) -> wire::TrustBundle {
+    let roots = cas.iter().map(|ca| ca.root().to_vec()).collect();
+    wire::TrustBundle { trust_domain: trust_domain.as_str().to_owned(), generation, roots }
+}
+
+pub(crate) fn private(key: &KeyPair) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))
+}
+
+pub(crate) fn leaf_params(id: &str, from: u64, until: u64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(SerialNumber::from(rand::random::<u64>() | 1));
+    params.not_before = at(from);
+    params.not_after = at(until);
+    params
+}
+
+fn at(seconds: u64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(seconds as i64).unwrap()
+}
+
+/// Two ends of one TCP connection over loopback.
+pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
