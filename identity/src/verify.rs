@@ -53,6 +53,7 @@ pub struct VerifiedId(Arc<Verified>);
 struct Verified {
     id: SpiffeId,
     not_after: UnixTime,
+    path_not_after: UnixTime,
     spki_sha256: [u8; 32],
     anchor_sha256: [u8; 32],
 }
@@ -68,6 +69,13 @@ impl VerifiedId {
     #[must_use]
     pub fn not_after(&self) -> UnixTime {
         self.0.not_after
+    }
+
+    /// When the first of leaf, intermediates and root on the verified path ends (that second included): how long a
+    /// remembered verification may stand.
+    #[must_use]
+    pub fn path_not_after(&self) -> UnixTime {
+        self.0.path_not_after
     }
 
     /// SHA-256 of the leaf's SubjectPublicKeyInfo.
@@ -99,10 +107,11 @@ pub fn verify_svid(
     check_validity(&leaf, now)?;
     let trust_domain = leaf.id.trust_domain();
     let bundle = bundle_of(&trust_domain, bundles)?;
-    let anchor = verify_path(chain, &certificates, bundle, purpose, now)?;
+    let (anchor, path_not_after) = verify_path(chain, &certificates, bundle, purpose, now)?;
     Ok(VerifiedId(Arc::new(Verified {
         id: leaf.id,
         not_after: leaf.not_after,
+        path_not_after: path_not_after.min(leaf.not_after),
         spki_sha256: leaf.spki_sha256,
         anchor_sha256: anchor.sha256,
     })))
@@ -143,7 +152,7 @@ fn verify_path<'a>(
     bundle: &'a TrustBundle,
     purpose: Purpose,
     now: UnixTime,
-) -> Result<&'a RootLimits, VerifyError> {
+) -> Result<(&'a RootLimits, UnixTime), VerifyError> {
     let malformed = VerifyError::Certificate { index: 0, reason: CertificateError::NotDer };
     let (leaf, intermediates) = chain.split_first().ok_or(chain::ChainError::Empty)?;
     let leaf = EndEntityCert::try_from(leaf).map_err(|_| malformed)?;
@@ -175,26 +184,29 @@ fn verify_path<'a>(
     found.take().ok_or(VerifyError::UnknownIssuer)
 }
 
-/// The checks of a complete path that webpki does not make.
+/// The checks of a complete path that webpki does not make; and when the first of its signers ends.
 fn check_path<'a>(
     path: &VerifiedPath<'_>,
     certificates: &[Certificate<'_>],
     bundle: &'a TrustBundle,
     now: UnixTime,
-) -> Result<&'a RootLimits, VerifyError> {
+) -> Result<(&'a RootLimits, UnixTime), VerifyError> {
     let root = bundle.limits_of(path.anchor()).ok_or(VerifyError::UnknownIssuer)?;
     if now > root.not_after {
         return Err(VerifyError::RootExpired { not_after: root.not_after, now });
     }
     let mut below = 0;
+    let mut ends = root.not_after;
     for intermediate in path.intermediate_certificates() {
         let der = intermediate.der();
         let read = certificates.iter().find(|c| c.der == &*der);
-        signer::check_intermediate(read.ok_or(VerifyError::UnknownIssuer)?, bundle.trust_domain())?;
+        let read = read.ok_or(VerifyError::UnknownIssuer)?;
+        signer::check_intermediate(read, bundle.trust_domain())?;
+        ends = ends.min(read.not_after);
         below += 1;
     }
     if root.path_len.is_some_and(|most| below > u32::from(most)) {
         return Err(VerifyError::PathTooLong);
     }
-    Ok(root)
+    Ok((root, ends))
 }
