@@ -72,11 +72,11 @@ impl AccessLog {
     }
 
     /// Hands a connection's outcome to the writer. Never waits.
-    pub fn record(&self, outcome: Outcome) {
+    pub fn record(&self, outcome: &Outcome) {
         let Some(open) = &self.0 else {
             return;
         };
-        match open.lines.try_send(Next::Line(Box::new(outcome))) {
+        match open.lines.try_send(Next::Line(Box::new(outcome.clone()))) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => open.metrics.access_log_dropped(),
         }

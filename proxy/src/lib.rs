@@ -2,11 +2,40 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod discovery;
+pub mod config;
+// pub mod run;
+
+pub mod listen;
+pub mod slots;
+
+// pub mod inbound;
+// pub mod outbound;
+// pub mod route;
+
+pub mod first_bytes;
+pub mod tls;
+pub mod wire;
+
+pub mod permit;
+pub mod pick;
+pub mod pool;
+pub mod relay;
+
+// pub mod account;
 pub mod outcome;
+// pub mod proxy;
+
+pub mod discovery;
 
 pub mod access_log;
 pub mod metrics;
 
+// pub mod admin;
 pub mod drain;
+// pub mod health;
 pub mod logging;
+
+// pub mod intercept;
+
+#[cfg(test)]
+mod testing;

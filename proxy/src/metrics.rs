@@ -33,27 +33,6 @@ const MAX_PLAINTEXT: usize = 256;
 /// Most trust domains shown.
 const MAX_DOMAINS: usize = 64;
 
-/// What was decided about one application connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// A rule let it in.
-    Allowed,
-    /// Refused.
-    Denied,
-    /// Let in, but an Audit-mode rule or the Audit posture would have refused.
-    WouldDeny,
-}
-
-impl Verdict {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Allowed => "allow",
-            Self::Denied => "deny",
-            Self::WouldDeny => "would_deny",
-        }
-    }
-}
-
 /// Every metric of the process; clones share them.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -213,13 +192,7 @@ impl Metrics {
         if outcome.reused {
             self.0.reused.get_or_create(&Way { direction }).inc();
         }
-    }
-
-    /// Rules were decided. `rule` is the one that decided, none where no rule matched.
-    pub fn authz(&self, direction: Direction, verdict: Verdict, rule: Option<&str>) {
-        let policy = self.0.rules.label(rule.unwrap_or("none"));
-        let labels = Authz { direction: direction.label(), decision: verdict.label(), policy };
-        self.0.authz.get_or_create(&labels).inc();
+        self.record_decision(outcome);
     }
 
     /// A TLS handshake ended after `took`. `result` is `ok`, or the bounded word of why it failed; `group` the key
@@ -305,6 +278,23 @@ impl Metrics {
         let _ = text::encode_registry(&mut out, &self.0.process);
         let _ = text::encode_eof(&mut out);
         out
+    }
+
+    /// Counts the decision, where it was ours: a refusal that a peer told us of carries an id, but no revision of ours.
+    fn record_decision(&self, outcome: &Outcome) {
+        let refused = outcome.denial_id.is_some();
+        if outcome.revision.is_none() && !(refused && outcome.direction == Direction::Inbound) {
+            return;
+        }
+        let count = |decision, rule: Option<&Arc<str>>| {
+            let policy = self.0.rules.label(rule.map_or("none", |rule| rule));
+            let labels = Authz { direction: outcome.direction.label(), decision, policy };
+            self.0.authz.get_or_create(&labels).inc();
+        };
+        count(if refused { "deny" } else { "allow" }, outcome.rule.as_ref());
+        if outcome.would_deny.is_some() {
+            count("would_deny", outcome.would_deny.as_ref());
+        }
     }
 
     fn peer_counters(&self, outcome: &Outcome) -> PeerCounters {

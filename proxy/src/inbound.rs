@@ -1,0 +1,358 @@
+//! The inbound journey: somebody outside the pod reaches one of the app's ports. Reads top to bottom; each step
+//! demands the proof of the last.
+//!
+//! original destination -> which road (the port's rules, the source) -> first bytes -> TLS accept -> `Peer`; then for
+//! each `OPEN`: decide -> `Permit` -> dial the app -> `STATUS` -> relay -> one account.
+
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Poll, ready};
+
+use countersign_policy::Mtls;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::account::Account;
+use crate::discovery::{Identity, Who};
+use crate::first_bytes::{self, First, Replay, What};
+use crate::intercept::guard::InboundDestination;
+use crate::listen::{Place, original_destination, reset};
+use crate::outcome::{Blame, Direction};
+use crate::permit::Asking;
+use crate::proxy::{Proxy, Refusal};
+use crate::relay::{self, End, Flow, Held, PlainEnd, Side};
+use crate::tls::{self, Peer};
+use crate::wire::frame::{self, Event, ProtocolError, Status, Took};
+use crate::wire::link::{Link, LinkError, Step};
+
+/// Serves one accepted connection to its end. `_place` is its share of the connection bound.
+pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _place: Place) {
+    let mut account = Account::open(&proxy, Direction::Inbound, source);
+    let destination = match own_destination(&proxy, &io, &mut account) {
+        Ok(destination) => destination,
+        Err(refusal) => return refuse(io, account, refusal),
+    };
+    let road = road(&proxy, source, destination.port()).await;
+    if road == Road::Plain {
+        return plain(&proxy, io, Vec::new(), destination, source, account).await;
+    }
+    let Some(slot) = proxy.slots.take(source.ip()) else {
+        proxy.metrics.shed("handshake_slots");
+        return refuse(io, account, Refusal::us("overloaded", "no handshake slot is free"));
+    };
+    let first = first_bytes::read(&mut io, Instant::now() + road.patience(&proxy)).await;
+    match proceed(road, &first) {
+        Proceed::Mutual => {}
+        Proceed::Plain => {
+            drop(slot);
+            return plain(&proxy, io, first.bytes, destination, source, account).await;
+        }
+        Proceed::Refuse(refusal) => return refuse(io, account, refusal),
+    }
+    match accept(&proxy, io, first).await {
+        Ok((link, peer)) => {
+            drop(slot);
+            carry(&proxy, link, peer, destination, source, account).await;
+        }
+        Err(refusal) => account.close(refusal.result, refusal.blame, refusal.detail),
+    }
+}
+
+/// Where it was going, if that is an address and port of this pod that a neighbour may name.
+fn own_destination(proxy: &Proxy, io: &TcpStream, account: &mut Account) -> Result<InboundDestination, Refusal> {
+    let bad = |detail: String| Refusal { result: "bad_destination", blame: Blame::Peer, detail };
+    let named = original_destination(io).map_err(|e| bad(format!("no original destination: {e}")))?;
+    account.outcome.destination = Some(named);
+    proxy.own.inbound(named).map_err(|why| bad(why.to_string()))
+}
+
+/// What the port's rules and the source's address leave open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Road {
+    /// Our mutual TLS, or nothing.
+    Mutual,
+    /// Our mutual TLS if it comes at once; else untouched, with no identity.
+    Either,
+    /// Untouched, with no identity, without waiting for a byte.
+    Plain,
+}
+
+impl Road {
+    fn patience(self, proxy: &Proxy) -> std::time::Duration {
+        match self {
+            Self::Either => proxy.config.limits.permissive_hello,
+            Self::Mutual | Self::Plain => proxy.config.limits.first_bytes,
+        }
+    }
+}
+
+/// Strict asks nobody. Permissive, and a Strict port that an Allow opens to `unauthenticated`, ask who the source is.
+async fn road(proxy: &Proxy, source: SocketAddr, port: u16) -> Road {
+    let Some(rules) = proxy.rules() else {
+        return Road::Mutual; // no rules known: denied, but after the handshake, by STATUS
+    };
+    let permissive = rules.modes().mtls == Mtls::Permissive;
+    if !permissive && !rules.opens_unauthenticated(port) {
+        return Road::Mutual;
+    }
+    match proxy.discovery.who(SocketAddr::new(source.ip(), 0)).await {
+        Ok(Who::Outside | Who::NotMeshed) => Road::Plain,
+        Ok(Who::Endpoint(endpoint)) => match endpoint.identity {
+            Identity::Meshed(_) => Road::Mutual,
+            Identity::NotMeshed => Road::Plain,
+        },
+        Ok(Who::Unknown | Who::Service(_)) | Err(_) => {
+            if permissive { Road::Either } else { Road::Mutual }
+        }
+    }
+}
+
+enum Proceed {
+    Mutual,
+    Plain,
+    Refuse(Refusal),
+}
+
+fn proceed(road: Road, first: &First) -> Proceed {
+    let refuse = |result, detail: &str| Proceed::Refuse(Refusal { result, blame: Blame::Peer, detail: detail.into() });
+    match (first.what, road) {
+        (What::Ours, _) => Proceed::Mutual,
+        (What::Closed, _) => refuse("closed_early", "the peer ended before its first bytes told what it wants"),
+        (_, Road::Either | Road::Plain) => Proceed::Plain,
+        (What::NotTls, Road::Mutual) => refuse("plaintext_refused", "plaintext where only mutual TLS is accepted"),
+        (What::OtherTls, Road::Mutual) => refuse("foreign_tls_refused", "TLS that is not the mesh's mutual TLS"),
+        (What::Silent, Road::Mutual) => refuse("silent", "no first bytes in time"),
+    }
+}
+
+async fn accept(proxy: &Proxy, io: TcpStream, first: First) -> Result<(Box<Link>, Peer), Refusal> {
+    let credentials = proxy.credentials()?;
+    let began = Instant::now();
+    let accepted = tls::accept(Replay::new(first.bytes, io), &credentials, proxy.config.limits.handshake).await;
+    let (result, group) = match &accepted {
+        Ok((_, peer)) => ("ok", Some(peer.group)),
+        Err(e) => (e.label(), None),
+    };
+    proxy.metrics.handshake(Direction::Inbound, result, group, began.elapsed());
+    accepted.map_err(|e| Refusal { result: "handshake_failed", blame: Blame::Peer, detail: e.to_string() })
+}
+
+/// One application connection after another over one link, until it ends.
+async fn carry(
+    proxy: &Arc<Proxy>,
+    mut link: Box<Link>,
+    peer: Peer,
+    destination: InboundDestination,
+    source: SocketAddr,
+    account: Account,
+) {
+    let mut timer = pin!(sleep_until(peer.ends));
+    let mut first = Some(account);
+    loop {
+        match next_open(proxy, &mut link, &peer, timer.as_mut()).await {
+            Ok(()) => {}
+            Err(over) => {
+                if let Some(account) = first {
+                    account.close(over.result, over.blame, over.detail);
+                }
+                if over.polite {
+                    link.close().await;
+                }
+                return;
+            }
+        }
+        let reused = first.is_none();
+        let mut account = first.take().unwrap_or_else(|| Account::open(proxy, Direction::Inbound, source));
+        account.outcome.destination = Some(destination.address());
+        account.peer(&peer, reused);
+        timer.as_mut().reset(peer.ends);
+        link = match application(proxy, link, &peer, destination, source, account, timer.as_mut()).await {
+            Some(link) => link,
+            None => return,
+        };
+    }
+}
+
+/// Why a link carries no further `OPEN`.
+struct Over {
+    result: &'static str,
+    blame: Blame,
+    detail: String,
+    /// Whether the peer may still read what we said last.
+    polite: bool,
+}
+
+/// Waits for the next `OPEN`, while idle: here, and only here, `CLOSING` may be said.
+async fn next_open(proxy: &Proxy, link: &mut Link, peer: &Peer, mut timer: Pin<&mut Sleep>) -> Result<(), Over> {
+    timer.as_mut().reset(peer.ends.min(Instant::now() + proxy.config.limits.link_idle));
+    let over = |result, blame, detail: String, polite| Err(Over { result, blame, detail, polite });
+    tokio::select! {
+        biased;
+        opened = opened(link) => match opened {
+            Ok(true) => return Ok(()),
+            Ok(false) => return over("closed_idle", Blame::Nobody, String::new(), true),
+            Err(e) => return over(e.label(), Blame::Peer, e.to_string(), false),
+        },
+        () = timer => {}
+        () = proxy.drain.started() => {}
+        () = proxy.distrusts(peer) => {}
+    }
+    let _ = link.seal(&[IoSlice::new(&frame::CLOSING)]);
+    over("closed_idle", Blame::Nobody, String::new(), true)
+}
+
+/// True: `OPEN`. False: the peer ended the link well, or at least between two frames.
+async fn opened(link: &mut Link) -> Result<bool, LinkError> {
+    poll_fn(|cx| {
+        loop {
+            // Answers that TLS itself owes, as to a KeyUpdate.
+            if let Poll::Ready(Err(e)) = link.poll_flush(cx) {
+                return Poll::Ready(Err(e));
+            }
+            let mut opened = false;
+            let step = ready!(link.poll_events(cx, &mut |event| match event {
+                Event::Open => {
+                    opened = true;
+                    Ok(Took::Stop)
+                }
+                other => Err(ProtocolError::OutOfTurn(other.name())),
+            }))?;
+            if opened || step == Step::Ended {
+                return Poll::Ready(Ok(opened));
+            }
+        }
+    })
+    .await
+}
+
+/// One `OPEN`: decide, dial, relay. Gives the link back if it may carry another.
+async fn application(
+    proxy: &Arc<Proxy>,
+    mut link: Box<Link>,
+    peer: &Peer,
+    destination: InboundDestination,
+    source: SocketAddr,
+    mut account: Account,
+    ends: Pin<&mut Sleep>,
+) -> Option<Box<Link>> {
+    let asking =
+        Asking::In { who: Some(Arc::clone(&peer.principal)), source_ip: source.ip(), port: destination.port() };
+    let permit = match proxy.permits.admit(asking) {
+        Ok(permit) => permit,
+        Err(denial) => {
+            account.denied(&denial);
+            answer(link, Status::Denied(denial.id)).await;
+            return None;
+        }
+    };
+    account.permit(&permit);
+    if proxy.drain.draining() {
+        account.close("draining", Blame::Us, "this proxy is going away");
+        answer(link, Status::Draining).await;
+        return None;
+    }
+    let mut app = match proxy.dial(destination.address()).await {
+        Ok(app) => app,
+        Err(e) => {
+            account.close("app_unreachable", Blame::App, e.to_string());
+            answer(link, Status::Unreachable).await;
+            return None;
+        }
+    };
+    account.outcome.upstream = Some(destination.address());
+    let (mut flow, mut held) = (Flow::default(), Held::default());
+    let end = tokio::select! {
+        biased;
+        end = relay::relay(&permit, Side::Server, &mut app, &mut link, &mut held, &mut flow) => Ok(end),
+        cut = proxy.cut(&permit, peer, ends) => Err(cut),
+    };
+    (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
+    match end {
+        Ok(End::Done) => {
+            account.close("ok", Blame::Nobody, "");
+            return Some(link);
+        }
+        Ok(End::PeerGone(error)) => {
+            reset(app);
+            let (result, detail) = error.map_or(("peer_gone", String::new()), |e| (e.label(), e.to_string()));
+            account.close(result, Blame::Peer, detail);
+            return None;
+        }
+        Ok(End::PeerReset) => {
+            reset(app);
+            account.close("peer_reset", Blame::Peer, "");
+        }
+        Ok(End::AppReset | End::Refused(_) | End::Closing) => {
+            account.close("app_reset", Blame::App, "");
+            let _ = link.seal(&[IoSlice::new(&frame::RST)]);
+        }
+        Err(cut) => {
+            reset(app);
+            cut.close(account);
+            let _ = link.seal(&[IoSlice::new(&frame::RST)]);
+        }
+    }
+    link.close().await;
+    None
+}
+
+/// Says no, and sees to it that it arrives.
+async fn answer(mut link: Box<Link>, status: Status) {
+    if link.seal(&[IoSlice::new(&frame::status(status))]).is_ok() {
+        link.close().await;
+    }
+}
+
+/// No identity: decided as such, and relayed untouched.
+async fn plain(
+    proxy: &Arc<Proxy>,
+    mut io: TcpStream,
+    first: Vec<u8>,
+    destination: InboundDestination,
+    source: SocketAddr,
+    mut account: Account,
+) {
+    account.outcome.destination_id = proxy.own_id();
+    let asking = Asking::In { who: None, source_ip: source.ip(), port: destination.port() };
+    let permit = match proxy.permits.admit(asking) {
+        Ok(permit) => permit,
+        Err(denial) => {
+            reset(io);
+            return account.denied(&denial);
+        }
+    };
+    account.permit(&permit);
+    let mut app = match proxy.dial(destination.address()).await {
+        Ok(app) => app,
+        Err(e) => {
+            reset(io);
+            return account.close("app_unreachable", Blame::App, e.to_string());
+        }
+    };
+    account.outcome.upstream = Some(destination.address());
+    let mut flow = Flow::default();
+    let end = tokio::select! {
+        biased;
+        end = relay::splice(&permit, &mut io, first, &mut app, &mut flow) => Ok(end),
+        cut = proxy.cut_plain(&permit) => Err(cut),
+    };
+    (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
+    if !matches!(end, Ok(PlainEnd::Done)) {
+        reset(io);
+        reset(app);
+    }
+    match end {
+        Ok(PlainEnd::Done) => account.close("ok", Blame::Nobody, ""),
+        Ok(PlainEnd::ClientReset) => account.close("peer_reset", Blame::Peer, ""),
+        Ok(PlainEnd::ServerReset) => account.close("app_reset", Blame::App, ""),
+        Err(cut) => cut.close(account),
+    }
+}
+
+fn refuse(io: TcpStream, account: Account, refusal: Refusal) {
+    reset(io);
+    account.close(refusal.result, refusal.blame, refusal.detail);
+}

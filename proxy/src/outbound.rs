@@ -1,0 +1,280 @@
+//! The outbound journey: the pod's own app goes out. Reads top to bottom; each step demands the proof of the last.
+//!
+//! original destination -> who is there, pick an endpoint (`route`) -> egress -> a kept link, or dial and TLS connect,
+//! expecting that endpoint's identity -> `OPEN` -> relay -> one account. A failed or refused TLS attempt never becomes
+//! plaintext: the app's connection is reset.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+
+use countersign_credentials::{HandshakeError, PeerError};
+use countersign_identity::SpiffeId;
+use countersign_policy::Principal;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use crate::account::Account;
+use crate::listen::{Place, original_destination, reset};
+use crate::outcome::{Blame, Direction, Security};
+use crate::permit::{Asking, Denial, DenialId, Permit};
+use crate::pool::Key;
+use crate::proxy::{Cut, Proxy, Refusal};
+use crate::relay::{self, End, Flow, Held, PlainEnd, Side};
+use crate::route::{Hop, Route};
+use crate::tls::{self, Generation, Peer};
+use crate::wire::frame::{self, Status};
+use crate::wire::link::Link;
+
+/// Why the journey ends other than well. The app's connection is reset.
+enum Stop {
+    Refused(Refusal),
+    Denied(Denial),
+    Cut(Cut),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Denial> for Stop {
+    fn from(denial: Denial) -> Self {
+        Self::Denied(denial)
+    }
+}
+
+/// Serves one connection of the app to its end. `_place` is its share of the connection bound.
+pub async fn serve(proxy: Arc<Proxy>, mut app: TcpStream, source: SocketAddr, _place: Place) {
+    let mut account = Account::open(&proxy, Direction::Outbound, source);
+    let stop = match travel(&proxy, &mut app, &mut account).await {
+        Ok(()) => return account.close("ok", Blame::Nobody, ""),
+        Err(stop) => stop,
+    };
+    reset(app);
+    match stop {
+        Stop::Refused(refusal) => account.close(refusal.result, refusal.blame, refusal.detail),
+        Stop::Denied(denial) => account.denied(&denial),
+        Stop::Cut(cut) => cut.close(account),
+    }
+}
+
+async fn travel(proxy: &Arc<Proxy>, app: &mut TcpStream, account: &mut Account) -> Result<(), Stop> {
+    let mut route = Route::new(outside_destination(proxy, app, account)?);
+    let mut held = Held::default();
+    loop {
+        match route.next_hop(proxy).await? {
+            Hop::Own(address) => return own(proxy, app, address, account).await,
+            Hop::Plain { address, inside } => {
+                if plain(proxy, app, address, inside, &mut route, account).await? {
+                    return Ok(());
+                }
+            }
+            Hop::Meshed { address, id } => {
+                let Some(ready) = link_to(proxy, address, &id, &mut route).await? else {
+                    continue;
+                };
+                match converse(proxy, app, ready, &mut held, account).await? {
+                    Spoken::Well => return Ok(()),
+                    Spoken::Unheard(why) => route.retry(address, why, held.is_whole())?,
+                }
+            }
+        }
+    }
+}
+
+fn outside_destination(proxy: &Proxy, app: &TcpStream, account: &mut Account) -> Result<SocketAddr, Refusal> {
+    let bad = |detail: String| Refusal { result: "bad_destination", blame: Blame::App, detail };
+    let named = original_destination(app).map_err(|e| bad(format!("no original destination: {e}")))?;
+    account.outcome.destination = Some(named);
+    proxy.own.outbound(named).map_err(|why| bad(why.to_string()))
+}
+
+/// A link on which `OPEN` may be said.
+struct Ready {
+    permit: Permit,
+    link: Box<Link>,
+    peer: Arc<Peer>,
+    key: Key,
+    reused: bool,
+}
+
+/// A kept link, or a new one; `None`: this endpoint failed, and another may be tried.
+async fn link_to(
+    proxy: &Proxy,
+    address: SocketAddr,
+    id: &SpiffeId,
+    route: &mut Route,
+) -> Result<Option<Ready>, Stop> {
+    let permit = proxy.permits.admit(Asking::Out { meshed: true })?;
+    let credentials = proxy.credentials()?;
+    let key = Key { address, id: id.clone(), credentials: Generation::of(&credentials) };
+    if let Some(kept) = proxy.pool.take(&key, Instant::now()) {
+        proxy.metrics.pool_take("reused");
+        return Ok(Some(Ready { permit, link: kept.link, peer: kept.peer, key, reused: true }));
+    }
+    proxy.metrics.pool_take("empty");
+    let io = match proxy.dial(address).await {
+        Ok(io) => io,
+        Err(e) => {
+            route.failed(address, Refusal { result: "connect_failed", blame: Blame::Peer, detail: e.to_string() })?;
+            return Ok(None);
+        }
+    };
+    let began = Instant::now();
+    let connected = tls::connect(io, &credentials, id, proxy.config.limits.handshake).await;
+    let (result, group) = match &connected {
+        Ok((_, peer)) => ("ok", Some(peer.group)),
+        Err(e) => (e.label(), None),
+    };
+    proxy.metrics.handshake(Direction::Outbound, result, group, began.elapsed());
+    let error = match connected {
+        Ok((link, peer)) => {
+            return Ok(Some(Ready { permit, link, peer: Arc::new(peer), key, reused: false }));
+        }
+        Err(error) => error,
+    };
+    let refusal = |result| Refusal { result, blame: Blame::Peer, detail: error.to_string() };
+    match &error {
+        HandshakeError::Peer(why) if matches!(**why, PeerError::Unexpected { .. }) => {
+            route.mistaken(proxy, refusal("identity_mismatch"))?;
+        }
+        HandshakeError::Io(_) | HandshakeError::Timeout(_) => route.failed(address, refusal("handshake_failed"))?,
+        _ => return Err(refusal("handshake_failed").into()),
+    }
+    Ok(None)
+}
+
+/// How a conversation over a link ended, if it did not end badly.
+enum Spoken {
+    /// To its end.
+    Well,
+    /// The server side proved that no byte reached the app.
+    Unheard(Refusal),
+}
+
+/// One application connection over a link. After a good end the link is kept.
+async fn converse(
+    proxy: &Arc<Proxy>,
+    app: &mut TcpStream,
+    ready: Ready,
+    held: &mut Held,
+    account: &mut Account,
+) -> Result<Spoken, Stop> {
+    let Ready { permit, mut link, peer, key, reused } = ready;
+    let _load = proxy.picks.load(key.address);
+    account.peer(&peer, reused);
+    account.permit(&permit);
+    account.outcome.upstream = Some(key.address);
+    let mut flow = Flow::default();
+    let ends = pin!(sleep_until(peer.ends));
+    let end = tokio::select! {
+        biased;
+        end = relay::relay(&permit, Side::Client, app, &mut link, held, &mut flow) => Ok(end),
+        cut = proxy.cut(&permit, &peer, ends) => Err(cut),
+    };
+    (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
+    let refused = |result, blame, detail: String| Refusal { result, blame, detail };
+    let (spoken, last_frame) = match end {
+        Ok(End::Done) => {
+            proxy.pool.put(key, link, peer, Instant::now());
+            return Ok(Spoken::Well);
+        }
+        Ok(End::PeerGone(error)) => {
+            let (result, detail) = error.map_or(("peer_gone", String::new()), |e| (e.label(), e.to_string()));
+            return Err(refused(result, Blame::Peer, detail).into());
+        }
+        Ok(End::PeerReset) => (Err(refused("peer_reset", Blame::Peer, String::new()).into()), None),
+        Ok(End::AppReset) => (Err(refused("app_reset", Blame::App, String::new()).into()), Some(frame::RST)),
+        Ok(End::Refused(Status::Denied(id))) => {
+            account.outcome.denial_id = Some(id);
+            let detail = format!("{} denied it: {}", peer.id.id(), DenialId(id));
+            (Err(refused("denied_by_peer", Blame::Policy, detail).into()), None)
+        }
+        Ok(End::Refused(status)) => (Ok(Spoken::Unheard(refused(status.label(), Blame::Peer, String::new()))), None),
+        Ok(End::Closing) => (Ok(Spoken::Unheard(refused("closing", Blame::Peer, String::new()))), None),
+        Err(cut) => (Err(Stop::Cut(cut)), Some(frame::RST)),
+    };
+    if let Some(frame) = last_frame {
+        let _ = link.seal(&[IoSlice::new(&frame)]);
+    }
+    // Bounded in bytes and time; the app need not wait for it.
+    tokio::spawn(link.close());
+    spoken
+}
+
+/// To an address that is not meshed: bytes pass, if egress allows it. False: this endpoint failed, and another may be tried.
+async fn plain(
+    proxy: &Proxy,
+    app: &mut TcpStream,
+    address: SocketAddr,
+    inside: bool,
+    route: &mut Route,
+    account: &mut Account,
+) -> Result<bool, Stop> {
+    let permit = proxy.permits.admit(Asking::Out { meshed: false })?;
+    account.permit(&permit);
+    account.outcome.source_id = proxy.own_id();
+    let mut server = match proxy.dial(address).await {
+        Ok(server) => server,
+        Err(e) => {
+            route.failed(address, Refusal { result: "connect_failed", blame: Blame::Peer, detail: e.to_string() })?;
+            return Ok(false);
+        }
+    };
+    if inside {
+        proxy.metrics.plaintext_inside_mesh(address.ip());
+    }
+    let _load = proxy.picks.load(address);
+    account.outcome.upstream = Some(address);
+    splice(proxy, &permit, app, &mut server, account).await?;
+    Ok(true)
+}
+
+/// To an address of this very pod: no network is crossed, and the own rules decide on the own identity.
+async fn own(proxy: &Proxy, app: &mut TcpStream, address: SocketAddr, account: &mut Account) -> Result<(), Stop> {
+    let bad = |detail: String| Refusal { result: "bad_destination", blame: Blame::App, detail };
+    let destination = proxy.own.inbound(address).map_err(|why| bad(why.to_string()))?.address();
+    let credentials = proxy.credentials()?;
+    let who = Principal::parse(credentials.id().as_str()).map_err(|e| bad(format!("own identity: {e}")))?;
+    account.outcome.security = Security::Local;
+    account.outcome.source_id = Some(credentials.id().clone());
+    account.outcome.destination_id = Some(credentials.id().clone());
+    let asking =
+        Asking::In { who: Some(Arc::new(who)), source_ip: destination.ip(), port: destination.port() };
+    let permit = proxy.permits.admit(asking)?;
+    account.permit(&permit);
+    let mut server = proxy.dial(destination).await.map_err(|e| Refusal {
+        result: "app_unreachable",
+        blame: Blame::App,
+        detail: e.to_string(),
+    })?;
+    account.outcome.upstream = Some(destination);
+    splice(proxy, &permit, app, &mut server, account).await
+}
+
+async fn splice(
+    proxy: &Proxy,
+    permit: &Permit,
+    app: &mut TcpStream,
+    server: &mut TcpStream,
+    account: &mut Account,
+) -> Result<(), Stop> {
+    let mut flow = Flow::default();
+    let end = tokio::select! {
+        biased;
+        end = relay::splice(permit, app, Vec::new(), server, &mut flow) => Ok(end),
+        cut = proxy.cut_plain(permit) => Err(cut),
+    };
+    (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
+    let refused = |result, blame| Stop::Refused(Refusal { result, blame, detail: String::new() });
+    match end {
+        Ok(PlainEnd::Done) => return Ok(()),
+        Ok(PlainEnd::ClientReset) => Err(refused("app_reset", Blame::App)),
+        Ok(PlainEnd::ServerReset) => return Err(refused("peer_reset", Blame::Peer)),
+        Err(cut) => Err(Stop::Cut(cut)),
+    }
+    .inspect_err(|_| crate::listen::reset_on_close(server))
+}

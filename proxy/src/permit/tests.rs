@@ -1,0 +1,93 @@
+use super::*;
+use crate::testing::rules;
+use std::time::Duration;
+use tokio::time::timeout;
+
+const ALLOW_FRONTEND: &str = "
+apiVersion: policy.countersign.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: frontend, namespace: shop}
+spec:
+  action: Allow
+  rules:
+  - from: [{serviceAccounts: [{namespace: shop, name: frontend}]}]
+    to: [{ports: [80]}]
+";
+
+fn asking(account: &str, port: u16) -> Asking {
+    let id = format!("spiffe://cluster.local/ns/shop/sa/{account}");
+    let who = Some(Arc::new(Principal::parse(&id).unwrap()));
+    Asking::In { who, source_ip: "10.0.0.1".parse().unwrap(), port }
+}
+
+fn permits(text: &str) -> (watch::Sender<Option<Arc<PolicySet>>>, Arc<Permits>) {
+    let (sender, receiver) = watch::channel(Some(rules(text)));
+    (sender, Permits::new(receiver))
+}
+
+#[test]
+fn no_rules_known_means_no() {
+    let (_sender, receiver) = watch::channel(None);
+    let denial = Permits::new(receiver).admit(asking("frontend", 80)).unwrap_err();
+    assert_eq!(denial.reason, "no_rules_known");
+}
+
+#[test]
+fn no_policy_means_no() {
+    let (_sender, permits) = permits("");
+    assert_eq!(permits.admit(asking("frontend", 80)).unwrap_err().reason, "no_policy");
+}
+
+#[test]
+fn a_permit_names_its_rule_and_a_denial_its_reason() {
+    let (_sender, permits) = permits(ALLOW_FRONTEND);
+    let permit = permits.admit(asking("frontend", 80)).unwrap();
+    assert_eq!(permit.rule.as_deref(), Some("shop/frontend#0"));
+    assert_eq!(&*permit.revision, "r1");
+    let denial = permits.admit(asking("intruder", 80)).unwrap_err();
+    assert_eq!((denial.reason, denial.revision.as_deref()), ("no_rule_matched", Some("r1")));
+    assert_eq!(permits.count(), 1, "a denied attempt holds nothing");
+    drop(permit);
+    assert_eq!(permits.count(), 0);
+}
+
+#[test]
+fn denial_ids_are_sixteen_hex_digits() {
+    assert_eq!(DenialId(0x2a).to_string(), "000000000000002a");
+}
+
+#[tokio::test]
+async fn a_connection_ends_when_its_rule_goes_and_the_others_stay() {
+    let (sender, permits) = permits(ALLOW_FRONTEND);
+    let following = tokio::spawn(Arc::clone(&permits).follow());
+    let permit = permits.admit(asking("frontend", 80)).unwrap();
+    let stays = permits.admit(Asking::Out { meshed: true }).unwrap();
+    sender.send_replace(Some(rules(&ALLOW_FRONTEND.replace("[80]", "[81]"))));
+    let denial = timeout(Duration::from_secs(5), permit.revoked()).await.unwrap();
+    assert_eq!(denial.reason, "no_rule_matched");
+    assert!(timeout(Duration::from_millis(1), stays.revoked()).await.is_err());
+    drop(sender);
+    following.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_between_check_and_register_is_caught() {
+    // The rules change while a thousand connections are being admitted: whichever side of the change each one falls on, none that
+    // the new rules deny is left open.
+    let (sender, permits) = permits(ALLOW_FRONTEND);
+    let following = tokio::spawn(Arc::clone(&permits).follow());
+    let admitting = {
+        let permits = Arc::clone(&permits);
+        std::thread::spawn(move || {
+            (0..1000).filter_map(|_| permits.admit(asking("frontend", 80)).ok()).collect::<Vec<_>>()
+        })
+    };
+    sender.send_replace(Some(rules("")));
+    let open = admitting.join().unwrap();
+    for permit in &open {
+        timeout(Duration::from_secs(5), permit.revoked()).await.unwrap();
+    }
+    drop(open);
+    drop(sender);
+    following.await.unwrap();
+}

@@ -1,0 +1,135 @@
+//! Connections that wait to be used again: one application connection after another, never two at once.
+//!
+//! `outbound` takes and puts. A link enters only after both `FIN`s passed and all is flushed; it leaves for another use only
+//! if nothing came in meanwhile, its credentials are still the current ones, and they do not end soon.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use countersign_identity::SpiffeId;
+use tokio::time::Instant;
+
+use crate::tls::{Generation, Peer};
+use crate::wire::link::Link;
+
+/// A link is not used again when its credentials end within this time.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// What must be the same for a link to be used again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The endpoint's own address.
+    pub address: SocketAddr,
+    /// The identity that was expected, and proven.
+    pub id: SpiffeId,
+    /// Our own leaf and bundle at the time of the handshake.
+    pub credentials: Generation,
+}
+
+/// A link and whom it leads to.
+#[derive(Debug)]
+pub struct Kept {
+    /// The connection.
+    pub link: Box<Link>,
+    /// The proven other end.
+    pub peer: Arc<Peer>,
+    since: Instant,
+}
+
+/// Bounds of the pool.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most links kept in all.
+    pub total: usize,
+    /// Most links kept to one endpoint.
+    pub each: usize,
+    /// Longest wait. Shorter than the server side's, so that it is mostly we who close.
+    pub idle: Duration,
+}
+
+/// The pool.
+#[derive(Debug)]
+pub struct Pool {
+    limits: Limits,
+    kept: Mutex<Shelves>,
+}
+
+#[derive(Debug, Default)]
+struct Shelves {
+    by_key: HashMap<Key, Vec<Kept>>,
+    total: usize,
+}
+
+impl Pool {
+    /// An empty pool.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, kept: Mutex::default() }
+    }
+
+    /// The most recently used link that is still good.
+    pub fn take(&self, key: &Key, now: Instant) -> Option<Kept> {
+        loop {
+            // Tried outside the lock: the check reads the socket.
+            let mut kept = {
+                let mut shelves = self.lock();
+                let shelf = shelves.by_key.get_mut(key)?;
+                let kept = shelf.pop();
+                if shelf.is_empty() {
+                    shelves.by_key.remove(key);
+                }
+                let kept = kept?;
+                shelves.total -= 1;
+                kept
+            };
+            let fresh = now.saturating_duration_since(kept.since) < self.limits.idle && kept.peer.ends > now + MARGIN;
+            if fresh && kept.link.is_quiet() {
+                return Some(kept);
+            }
+        }
+    }
+
+    /// Keeps a link that is between two application connections, if there is room; else it is closed.
+    pub fn put(&self, key: Key, link: Box<Link>, peer: Arc<Peer>, now: Instant) {
+        if !link.is_between_frames() || link.wants_flush() {
+            return;
+        }
+        let mut shelves = self.lock();
+        let room = shelves.total < self.limits.total;
+        let shelf = shelves.by_key.entry(key).or_default();
+        if room && shelf.len() < self.limits.each {
+            shelf.push(Kept { link, peer, since: now });
+            shelves.total += 1;
+        }
+    }
+
+    /// Drops what waited too long, whose credentials end, or which was made with other credentials than the current.
+    pub fn sweep(&self, credentials: Option<Generation>, now: Instant) {
+        let mut shelves = self.lock();
+        let idle = self.limits.idle;
+        shelves.by_key.retain(|key, shelf| {
+            let current = credentials == Some(key.credentials);
+            shelf.retain(|k| current && now.saturating_duration_since(k.since) < idle && k.peer.ends > now + MARGIN);
+            !shelf.is_empty()
+        });
+        shelves.total = shelves.by_key.values().map(Vec::len).sum();
+    }
+
+    /// Number of links kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().total
+    }
+
+    /// Whether none is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shelves> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,289 @@
+//! App socket <-> framed link, for one `OPEN`..`FIN`.
+
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::Flow;
+use crate::permit::Permit;
+use crate::wire::frame::{self, Event, HEADER, ProtocolError, Status, Took};
+use crate::wire::link::{Link, LinkError, Step};
+use crate::wire::with_app_buffer;
+
+/// Which end of the link we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// We dialled: we say `OPEN` and await `STATUS`.
+    Client,
+    /// We accepted: we say `STATUS`.
+    Server,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both halves closed well and all is flushed: the link may carry another connection.
+    Done,
+    /// The app's socket was reset or failed. The peer has yet to be told.
+    AppReset,
+    /// The peer's application connection was reset.
+    PeerReset,
+    /// TLS or TCP ended without `FIN`, or the peer broke the rules: a reset, never a clean end.
+    PeerGone(Option<LinkError>),
+    /// The server side said no. Client side only, before any byte came.
+    Refused(Status),
+    /// The server side was closing the link as we used it. No byte reached the app.
+    Closing,
+}
+
+/// All bytes sent before the server side accepted, as long as they are few: with them another try is possible.
+#[derive(Debug, Default)]
+pub struct Held {
+    bytes: Vec<u8>,
+    fin: bool,
+    lost: bool,
+}
+
+impl Held {
+    /// Most bytes held. Beyond, a refusal is final.
+    pub const MOST: usize = 16 * 1024;
+
+    /// Whether every byte taken from the app is still here.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        !self.lost
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        if self.lost || self.bytes.len() + bytes.len() > Self::MOST {
+            *self = Self { bytes: Vec::new(), fin: false, lost: true };
+        } else {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// `OPEN`, and what was sent after it the last time.
+    fn open(&self) -> Vec<u8> {
+        let mut prefix = frame::OPEN.to_vec();
+        if !self.bytes.is_empty() {
+            prefix.extend_from_slice(&frame::data_header(self.bytes.len()));
+            prefix.extend_from_slice(&self.bytes);
+        }
+        if self.fin {
+            prefix.extend_from_slice(&frame::FIN);
+        }
+        prefix
+    }
+}
+
+/// Relays one application connection. Client side: sends `OPEN` with the first bytes in one record and waits for
+/// nothing. Server side: sends `STATUS` accepted with the first bytes, or at once.
+pub async fn relay(
+    _permit: &Permit,
+    side: Side,
+    app: &mut TcpStream,
+    link: &mut Link,
+    held: &mut Held,
+    flow: &mut Flow,
+) -> End {
+    let prefix = match side {
+        Side::Client => held.open(),
+        Side::Server => frame::status(Status::Accepted),
+    };
+    let mut relay = Relay {
+        accepted: side == Side::Server,
+        app_eof: held.fin,
+        net_fin: false,
+        app_shut: false,
+        end: None,
+        side,
+        prefix,
+        app,
+        link,
+        held,
+        flow,
+    };
+    poll_fn(|cx| relay.poll(cx)).await
+}
+
+struct Relay<'a> {
+    side: Side,
+    app: &'a mut TcpStream,
+    link: &'a mut Link,
+    held: &'a mut Held,
+    flow: &'a mut Flow,
+    /// Frames that leave with the first bytes.
+    prefix: Vec<u8>,
+    accepted: bool,
+    app_eof: bool,
+    net_fin: bool,
+    app_shut: bool,
+    end: Option<End>,
+}
+
+impl Relay<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            // Incoming first: a refusal that waits to be read tells more than the failure of our own write.
+            let moved = self.poll_incoming(cx) | (self.end.is_none() && self.poll_outgoing(cx));
+            if let Some(end) = self.end.take() {
+                return Poll::Ready(end);
+            }
+            if self.accepted && self.app_eof && self.app_shut && self.prefix.is_empty() && !self.link.wants_flush() {
+                return Poll::Ready(End::Done);
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn gone(&mut self, error: LinkError) {
+        self.end = Some(End::PeerGone(Some(error)));
+    }
+
+    /// App to network: one read of the app, sealed and written. True: something moved.
+    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.link.wants_flush() {
+            match self.link.poll_flush(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Err(e)) => {
+                    self.gone(e);
+                    return false;
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+        }
+        let sealed = if self.app_eof { self.seal_prefix() } else { self.poll_app(cx) };
+        match sealed {
+            Ok(false) => false,
+            Err(e) => {
+                self.gone(e);
+                false
+            }
+            Ok(true) => match self.link.poll_flush(cx) {
+                Poll::Ready(Err(e)) => {
+                    self.gone(e);
+                    false
+                }
+                Poll::Ready(Ok(())) => true,
+                Poll::Pending => false,
+            },
+        }
+    }
+
+    fn seal_prefix(&mut self) -> Result<bool, LinkError> {
+        if self.prefix.is_empty() {
+            return Ok(false);
+        }
+        self.link.seal(&[IoSlice::new(&std::mem::take(&mut self.prefix))])?;
+        Ok(true)
+    }
+
+    /// Reads the app once and seals what came. True: something was sealed.
+    fn poll_app(&mut self, cx: &mut Context<'_>) -> Result<bool, LinkError> {
+        with_app_buffer(|buffer| {
+            let mut read = ReadBuf::new(&mut buffer[HEADER..]);
+            match Pin::new(&mut *self.app).poll_read(cx, &mut read) {
+                Poll::Pending => return self.seal_prefix(),
+                Poll::Ready(Err(_)) => {
+                    self.end = Some(End::AppReset);
+                    return Ok(false);
+                }
+                Poll::Ready(Ok(())) => {}
+            }
+            let length = read.filled().len();
+            let prefix = std::mem::take(&mut self.prefix);
+            if length == 0 {
+                self.app_eof = true;
+                self.held.fin = !self.accepted;
+                self.link.seal(&[IoSlice::new(&prefix), IoSlice::new(&frame::FIN)])?;
+                return Ok(true);
+            }
+            buffer[..HEADER].copy_from_slice(&frame::data_header(length));
+            if !self.accepted {
+                self.held.add(&buffer[HEADER..HEADER + length]);
+            }
+            self.link.seal(&[IoSlice::new(&prefix), IoSlice::new(&buffer[..HEADER + length])])?;
+            *match self.side {
+                Side::Client => &mut self.flow.sent,
+                Side::Server => &mut self.flow.received,
+            } += length as u64;
+            Ok(true)
+        })
+    }
+
+    /// Network to app: what waits, or one read of the link. True: something moved.
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.end.is_some() || (self.net_fin && self.app_eof) {
+            return false; // both halves are over: what follows belongs to the next OPEN
+        }
+        let mut blocked = false;
+        let mut inner = Context::from_waker(cx.waker());
+        let Self { side, app, link, flow, accepted, net_fin, end, held, .. } = self;
+        let received = match side {
+            Side::Client => &mut flow.received,
+            Side::Server => &mut flow.sent,
+        };
+        let polled = link.poll_events(cx, &mut |event| match event {
+            Event::Status(status) if *side == Side::Client && !*accepted => {
+                if status == Status::Accepted {
+                    *accepted = true;
+                    **held = Held::default();
+                    return Ok(Took::All);
+                }
+                *end = Some(End::Refused(status));
+                Ok(Took::Stop)
+            }
+            Event::Closing if *side == Side::Client && !*accepted => {
+                *end = Some(End::Closing);
+                Ok(Took::Stop)
+            }
+            Event::Rst if *accepted => {
+                *end = Some(End::PeerReset);
+                Ok(Took::Stop)
+            }
+            Event::Fin if *accepted && !*net_fin => {
+                *net_fin = true;
+                Ok(Took::Stop)
+            }
+            Event::Data(data) if *accepted && !*net_fin => match Pin::new(&mut **app).poll_write(&mut inner, data) {
+                Poll::Ready(Ok(written)) => {
+                    *received += written as u64;
+                    Ok(if written == data.len() { Took::All } else { Took::Some(written) })
+                }
+                Poll::Ready(Err(_)) => {
+                    *end = Some(End::AppReset);
+                    Ok(Took::Stop)
+                }
+                Poll::Pending => {
+                    blocked = true;
+                    Ok(Took::Some(0))
+                }
+            },
+            other => Err(ProtocolError::OutOfTurn(other.name())),
+        });
+        match polled {
+            Poll::Pending => return false,
+            Poll::Ready(Err(e)) => {
+                self.gone(e);
+                return false;
+            }
+            Poll::Ready(Ok(Step::Ended)) if self.end.is_none() => {
+                self.end = Some(End::PeerGone(None));
+                return false;
+            }
+            Poll::Ready(Ok(_)) => {}
+        }
+        if self.net_fin && !self.app_shut {
+            // The kernel closes the write half at once; an app that is gone already shows in the other half.
+            let _ = Pin::new(&mut *self.app).poll_shutdown(cx);
+            self.app_shut = true;
+        }
+        !blocked
+    }
+}

@@ -1,0 +1,368 @@
+//! Real sockets and real TLS; each test is one promise of the wire.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+use crate::listen::reset;
+use crate::testing::{a_permit, link_pair, tcp_pair};
+use crate::wire::frame::{self, Event, ProtocolError, Status, Took};
+use crate::wire::link::{Link, LinkError};
+use std::io::IoSlice;
+
+type Ended = (End, Flow, Box<Link>, TcpStream);
+
+fn run(side: Side, mut app: TcpStream, mut link: Box<Link>, mut held: Held) -> JoinHandle<(Ended, Held)> {
+    tokio::spawn(async move {
+        let mut flow = Flow::default();
+        let end = relay(&a_permit(), side, &mut app, &mut link, &mut held, &mut flow).await;
+        ((end, flow, link, app), held)
+    })
+}
+
+/// What the server side does between two application connections.
+async fn next_open(link: &mut Link) -> Result<(), LinkError> {
+    let mut opened = false;
+    while !opened {
+        std::future::poll_fn(|cx| {
+            link.poll_events(cx, &mut |event| {
+                assert_eq!(event, Event::Open);
+                opened = true;
+                Ok(Took::Stop)
+            })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+struct Pair {
+    client: TcpStream,
+    server: TcpStream,
+    client_side: JoinHandle<(Ended, Held)>,
+    server_side: JoinHandle<(Ended, Held)>,
+}
+
+async fn pair_over(client_link: Box<Link>, mut server_link: Box<Link>) -> Pair {
+    let (client, client_app) = tcp_pair().await;
+    let (server, server_app) = tcp_pair().await;
+    let client_side = run(Side::Client, client_app, client_link, Held::default());
+    next_open(&mut server_link).await.unwrap();
+    let server_side = run(Side::Server, server_app, server_link, Held::default());
+    Pair { client, server, client_side, server_side }
+}
+
+async fn pair() -> Pair {
+    let ((client_link, _), (server_link, _)) = link_pair().await;
+    pair_over(client_link, server_link).await
+}
+
+async fn ended(side: JoinHandle<(Ended, Held)>) -> Ended {
+    timeout(Duration::from_secs(10), side).await.unwrap().unwrap().0
+}
+
+async fn says(io: &mut TcpStream, expected: &[u8]) {
+    let mut bytes = vec![0; expected.len()];
+    timeout(Duration::from_secs(10), io.read_exact(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(bytes, expected);
+}
+
+async fn is_over(io: &mut TcpStream) {
+    assert_eq!(timeout(Duration::from_secs(10), io.read(&mut [0; 16])).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways_and_the_link_carries_another_afterwards() {
+    let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
+    for round in 0..3u8 {
+        let mut p = pair_over(client_link, server_link).await;
+        p.client.write_all(&[round; 100]).await.unwrap();
+        says(&mut p.server, &[round; 100]).await;
+        p.server.write_all(b"answer").await.unwrap();
+        says(&mut p.client, b"answer").await;
+        drop(p.client);
+        is_over(&mut p.server).await;
+        drop(p.server);
+        let (c, s) = (ended(p.client_side).await, ended(p.server_side).await);
+        assert!(matches!((&c.0, &s.0), (End::Done, End::Done)), "{:?} {:?}", c.0, s.0);
+        assert_eq!((c.1, s.1), (Flow { sent: 100, received: 6 }, Flow { sent: 100, received: 6 }));
+        (client_link, server_link) = (c.2, s.2);
+        assert!(client_link.is_quiet());
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_waits_for_no_client_byte() {
+    let mut p = pair().await;
+    p.server.write_all(b"220 ready\r\n").await.unwrap();
+    says(&mut p.client, b"220 ready\r\n").await;
+}
+
+#[tokio::test]
+async fn half_close_keeps_the_other_direction_alive() {
+    let mut p = pair().await;
+    p.client.write_all(b"all of it").await.unwrap();
+    p.client.shutdown().await.unwrap();
+    says(&mut p.server, b"all of it").await;
+    is_over(&mut p.server).await;
+    p.server.write_all(b"late answer").await.unwrap();
+    says(&mut p.client, b"late answer").await;
+    p.server.shutdown().await.unwrap();
+    is_over(&mut p.client).await;
+    assert!(matches!(ended(p.client_side).await.0, End::Done));
+    assert!(matches!(ended(p.server_side).await.0, End::Done));
+}
+
+#[tokio::test]
+async fn a_reset_stays_a_reset() {
+    let mut p = pair().await;
+    p.client.write_all(b"x").await.unwrap();
+    says(&mut p.server, b"x").await;
+    reset(p.client);
+    let (end, _, mut link, _app) = ended(p.client_side).await;
+    assert!(matches!(end, End::AppReset), "{end:?}");
+    link.seal(&[IoSlice::new(&frame::RST)]).unwrap();
+    tokio::spawn(link.close());
+    let (end, ..) = ended(p.server_side).await;
+    assert!(matches!(end, End::PeerReset), "{end:?}");
+}
+
+#[tokio::test]
+async fn an_end_of_tls_without_fin_is_never_a_clean_end() {
+    let p = pair().await;
+    p.client_side.abort();
+    let (end, ..) = ended(p.server_side).await;
+    assert!(matches!(end, End::PeerGone(_)), "{end:?}");
+
+    let p = pair().await;
+    p.server_side.abort();
+    let (end, ..) = ended(p.client_side).await;
+    assert!(matches!(end, End::PeerGone(_)), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_slow_reader_slows_the_sender_and_nothing_piles_up_here() {
+    let mut p = pair().await;
+    let chunk = vec![7u8; 1 << 16];
+    let mut taken = 0usize;
+    // Until nothing more is taken for a while: what was taken sits in kernel buffers and at most one buffer of ours each way.
+    while let Ok(written) = timeout(Duration::from_millis(300), p.client.write(&chunk)).await {
+        taken += written.unwrap();
+        assert!(taken < 64 << 20, "the sender is never slowed");
+    }
+    let mut seen = 0usize;
+    let mut buffer = vec![0; 1 << 20];
+    while seen < taken {
+        let n = timeout(Duration::from_secs(10), p.server.read(&mut buffer)).await.unwrap().unwrap();
+        assert!(buffer[..n].iter().all(|b| *b == 7));
+        seen += n;
+    }
+    assert_eq!(seen, taken);
+}
+
+#[tokio::test]
+async fn bulk_both_ways_at_once_arrives_whole_with_new_keys_in_between() {
+    let ((mut client_link, _), (server_link, _)) = link_pair().await;
+    client_link.refresh_keys().unwrap();
+    let p = pair_over(client_link, server_link).await;
+    let length = 20 << 20;
+    let push = |mut io: tokio::net::tcp::OwnedWriteHalf, seed: u8| async move {
+        let chunk: Vec<u8> = (0..100_003u32).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+        let mut left: usize = length;
+        while left > 0 {
+            let n = chunk.len().min(left);
+            io.write_all(&chunk[..n]).await.unwrap();
+            left -= n;
+        }
+        io.shutdown().await.unwrap();
+    };
+    let pull = |mut io: tokio::net::tcp::OwnedReadHalf, seed: u8| async move {
+        let chunk: Vec<u8> = (0..100_003u32).map(|n| (n as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+        let (mut at, mut buffer) = (0usize, vec![0; 70_001]);
+        loop {
+            let n = io.read(&mut buffer).await.unwrap();
+            if n == 0 {
+                return at;
+            }
+            for byte in &buffer[..n] {
+                assert_eq!(*byte, chunk[at % chunk.len()], "at {at}");
+                at += 1;
+            }
+        }
+    };
+    let ((cr, cw), (sr, sw)) = (p.client.into_split(), p.server.into_split());
+    let all = async { tokio::join!(push(cw, 1), push(sw, 2), pull(cr, 2), pull(sr, 1)) };
+    let (.., back, forth) = timeout(Duration::from_secs(60), all).await.unwrap();
+    assert_eq!((back, forth), (length, length));
+    assert!(matches!(ended(p.client_side).await.0, End::Done));
+}
+
+/// The client side of a link against a server side that says exactly `frames`.
+async fn client_against(frames: &[&[u8]], send: &[u8]) -> (End, Held) {
+    let ((client_link, _), (mut server_link, _)) = link_pair().await;
+    let (mut client, app) = tcp_pair().await;
+    client.write_all(send).await.unwrap();
+    let side = run(Side::Client, app, client_link, Held::default());
+    next_open(&mut server_link).await.unwrap();
+    // So that the bytes sent are in the client side's hands before it is refused.
+    let mut seen = 0;
+    while seen < send.len() {
+        std::future::poll_fn(|cx| {
+            server_link.poll_events(cx, &mut |event| {
+                if let Event::Data(data) = event {
+                    seen += data.len();
+                }
+                Ok(Took::All)
+            })
+        })
+        .await
+        .unwrap();
+    }
+    for frame in frames {
+        server_link.seal(&[IoSlice::new(frame)]).unwrap();
+    }
+    let closing = tokio::spawn(server_link.close());
+    let ((end, _, link, _), held) = timeout(Duration::from_secs(10), side).await.unwrap().unwrap();
+    drop(link);
+    closing.await.unwrap();
+    (end, held)
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_the_client_side_with_its_id_though_it_had_sent_already() {
+    let (end, held) = client_against(&[&frame::status(Status::Denied(42))], b"GET / HTTP/1.1\r\n\r\n").await;
+    assert!(matches!(end, End::Refused(Status::Denied(42))), "{end:?}");
+    assert!(held.is_whole());
+}
+
+#[tokio::test]
+async fn closing_in_place_of_accepted_leaves_every_byte_for_another_try() {
+    let (end, held) = client_against(&[&frame::CLOSING], b"hello").await;
+    assert!(matches!(end, End::Closing), "{end:?}");
+    // The other try: a fresh link, the same bytes.
+    let ((client_link, _), (mut server_link, _)) = link_pair().await;
+    let (_client, client_app) = tcp_pair().await;
+    let (mut server, server_app) = tcp_pair().await;
+    let _client_side = run(Side::Client, client_app, client_link, held);
+    next_open(&mut server_link).await.unwrap();
+    let _server_side = run(Side::Server, server_app, server_link, Held::default());
+    says(&mut server, b"hello").await;
+}
+
+#[tokio::test]
+async fn more_bytes_than_are_held_make_a_refusal_final() {
+    let (end, held) = client_against(&[&frame::status(Status::Draining)], &vec![1; Held::MOST + 1]).await;
+    assert!(matches!(end, End::Refused(Status::Draining)), "{end:?}");
+    assert!(!held.is_whole());
+}
+
+#[tokio::test]
+async fn data_before_status_is_a_protocol_error() {
+    let data = [&frame::data_header(1)[..], b"x"].concat();
+    let (end, _) = client_against(&[&data], b"").await;
+    let End::PeerGone(Some(LinkError::Frames(ProtocolError::OutOfTurn("DATA")))) = end else { panic!("{end:?}") };
+}
+
+#[tokio::test]
+async fn a_second_open_before_fin_is_a_protocol_error() {
+    let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
+    let (_server, server_app) = tcp_pair().await;
+    client_link.seal(&[IoSlice::new(&frame::OPEN), IoSlice::new(&frame::OPEN)]).unwrap();
+    std::future::poll_fn(|cx| client_link.poll_flush(cx)).await.unwrap();
+    next_open(&mut server_link).await.unwrap();
+    let (end, ..) = ended(run(Side::Server, server_app, server_link, Held::default())).await;
+    let End::PeerGone(Some(LinkError::Frames(ProtocolError::OutOfTurn("OPEN")))) = end else { panic!("{end:?}") };
+}
+
+#[tokio::test]
+async fn the_next_open_may_lie_in_the_same_buffer_as_fin() {
+    let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
+    let (mut server, server_app) = tcp_pair().await;
+    let hi = [&frame::data_header(2)[..], b"hi"].concat();
+    client_link.seal(&[IoSlice::new(&frame::OPEN)]).unwrap();
+    std::future::poll_fn(|cx| client_link.poll_flush(cx)).await.unwrap();
+    next_open(&mut server_link).await.unwrap();
+    server.shutdown().await.unwrap();
+    let side = run(Side::Server, server_app, server_link, Held::default());
+    // The server's FIN is here: the client ends its half, and begins the next connection in the same record.
+    let mut fin = false;
+    while !fin {
+        std::future::poll_fn(|cx| {
+            client_link.poll_events(cx, &mut |event| {
+                fin |= event == Event::Fin;
+                Ok(Took::All)
+            })
+        })
+        .await
+        .unwrap();
+    }
+    let parts = [&frame::FIN[..], &frame::OPEN, &hi, &frame::FIN];
+    client_link.seal(&parts.map(IoSlice::new)).unwrap();
+    std::future::poll_fn(|cx| client_link.poll_flush(cx)).await.unwrap();
+    let (end, flow, mut server_link, _) = ended(side).await;
+    assert!(matches!(end, End::Done), "{end:?}");
+    assert_eq!(flow.sent, 0, "no byte of the next connection went to this one");
+    is_over(&mut server).await;
+    next_open(&mut server_link).await.unwrap();
+    let (mut second, second_app) = tcp_pair().await;
+    let _side = run(Side::Server, second_app, server_link, Held::default());
+    says(&mut second, b"hi").await;
+    is_over(&mut second).await;
+}
+
+#[tokio::test]
+async fn a_kept_link_with_anything_pending_is_not_used_again() {
+    for pending in [&frame::CLOSING[..], &frame::RST, &frame::FIN, &[1, 0]] {
+        let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
+        quiet(&mut client_link).await;
+        server_link.seal(&[IoSlice::new(pending)]).unwrap();
+        std::future::poll_fn(|cx| server_link.poll_flush(cx)).await.unwrap();
+        client_link.socket().readable().await.unwrap();
+        assert!(!client_link.is_quiet(), "{pending:?}");
+    }
+    let ((mut client_link, _), (server_link, _)) = link_pair().await;
+    quiet(&mut client_link).await;
+    drop(server_link);
+    client_link.socket().readable().await.unwrap();
+    assert!(!client_link.is_quiet(), "the peer ended it");
+}
+
+/// Takes what the handshake left, so that the link stands between two application connections.
+async fn quiet(link: &mut Link) {
+    std::future::poll_fn(|cx| {
+        assert!(link.poll_events(cx, &mut |_| Ok(Took::All)).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+    assert!(link.is_quiet());
+}
+
+#[tokio::test]
+async fn plain_relay_keeps_half_close_and_reset() {
+    let (mut client, mut a) = tcp_pair().await;
+    let (mut server, mut b) = tcp_pair().await;
+    let side = tokio::spawn(async move {
+        let mut flow = Flow::default();
+        let end = splice(&a_permit(), &mut a, b"first ".to_vec(), &mut b, &mut flow).await;
+        (end, flow)
+    });
+    client.write_all(b"then").await.unwrap();
+    client.shutdown().await.unwrap();
+    says(&mut server, b"first then").await;
+    is_over(&mut server).await;
+    server.write_all(b"back").await.unwrap();
+    says(&mut client, b"back").await;
+    drop(server);
+    is_over(&mut client).await;
+    assert_eq!(side.await.unwrap(), (PlainEnd::Done, Flow { sent: 10, received: 4 }));
+
+    let (client, mut a) = tcp_pair().await;
+    let (_server, mut b) = tcp_pair().await;
+    let side = tokio::spawn(async move { splice(&a_permit(), &mut a, Vec::new(), &mut b, &mut Flow::default()).await });
+    reset(client);
+    assert_eq!(side.await.unwrap(), PlainEnd::ClientReset);
+}
