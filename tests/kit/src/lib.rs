@@ -1,1 +1,20 @@
-//! Virtual pods in namespaces, a test CA, hostile and slow peers.
+//! Virtual pods in namespaces, a test CA, hostile and slow peers: what tests, the demo and the benches stand on.
+//!
+//! First `enter()`, then a `Net`, then its pods. Nothing here is part of the product.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod child;
+mod command;
+pub mod enter;
+pub mod load;
+mod namespace;
+mod net;
+pub mod relay;
+mod wait;
+
+pub use child::{Finished, Running};
+pub use command::PodCommand;
+pub use enter::{EnterError, Inside, enter};
+pub use namespace::{Namespace, Task};
+pub use net::{LINK_V4, LINK_V6, Net, Pod, PodSpec};
+pub use wait::{wait_for, wait_until};

@@ -1,0 +1,142 @@
+//! The kit's own promises about pods, kept inside private namespaces.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use countersign_kit::{Inside, Net, PodSpec, enter};
+use libtest_mimic::{Arguments, Trial};
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn main() {
+    let inside = match enter() {
+        Ok(inside) => inside,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(2);
+        }
+    };
+    let trial = |name: &str, test: fn(Inside)| {
+        Trial::test(name, move || {
+            test(inside);
+            Ok(())
+        })
+    };
+    let trials = vec![
+        trial("pods_reach_each_other_over_both_families", pods_reach_each_other_over_both_families),
+        trial("nothing_is_beyond_and_it_says_so_at_once", nothing_is_beyond_and_it_says_so_at_once),
+        trial("two_nets_may_use_the_same_addresses", two_nets_may_use_the_same_addresses),
+        trial(
+            "a_program_is_bounded_in_time_and_its_forks_die_with_it",
+            a_program_is_bounded_in_time_and_its_forks_die_with_it,
+        ),
+        trial("a_pod_takes_its_processes_along", a_pod_takes_its_processes_along),
+        trial("log_lines_are_waited_for_and_signals_delivered", log_lines_are_waited_for_and_signals_delivered),
+        trial("another_user_is_taken_or_refused_by_name", another_user_is_taken_or_refused_by_name),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+fn pods_reach_each_other_over_both_families(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let (a, b) = (net.pod(PodSpec::numbered("a", 11)).unwrap(), net.pod(PodSpec::numbered("b", 12)).unwrap());
+    for address in b.addresses() {
+        let server = b.inside(|| std::net::TcpListener::bind((address, 0)).unwrap());
+        let target = server.local_addr().unwrap();
+        let echo = std::thread::spawn(move || {
+            let (mut stream, from) = server.accept().unwrap();
+            let mut word = [0; 5];
+            stream.read_exact(&mut word).unwrap();
+            stream.write_all(&word).unwrap();
+            from
+        });
+        let said = a.run(|| async move {
+            let mut stream = tokio::net::TcpStream::connect(target).await.unwrap();
+            stream.write_all(b"hello").await.unwrap();
+            let mut word = Vec::new();
+            stream.read_to_end(&mut word).await.unwrap();
+            word
+        });
+        assert_eq!(said, b"hello");
+        assert!(a.addresses().contains(&echo.join().unwrap().ip()));
+    }
+}
+
+fn nothing_is_beyond_and_it_says_so_at_once(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let pod = net.pod(PodSpec::numbered("a", 11)).unwrap();
+    for target in ["198.51.100.1:80", "10.96.0.10:80", "[2001:db8::1]:80"] {
+        let target: SocketAddr = target.parse().unwrap();
+        let start = Instant::now();
+        let error = pod.inside(|| TcpStream::connect_timeout(&target, Duration::from_secs(20)).unwrap_err());
+        assert!(start.elapsed() < Duration::from_secs(10), "{target}: {error}");
+        assert!(matches!(error.raw_os_error(), Some(101 | 113)), "{target}: {error}");
+    }
+}
+
+fn two_nets_may_use_the_same_addresses(inside: Inside) {
+    let nets = [Net::new(inside).unwrap(), Net::new(inside).unwrap()];
+    let pods = nets.each_ref().map(|net| net.pod(PodSpec::numbered("same", 11)).unwrap());
+    let server = pods[0].inside(|| std::net::TcpListener::bind((pods[0].v4(), 0)).unwrap());
+    let target = server.local_addr().unwrap();
+    assert!(pods[0].inside(|| TcpStream::connect(target)).is_ok());
+    assert!(pods[1].inside(|| TcpStream::connect(target)).is_err());
+    assert!(nets[1].link().inside(|| TcpStream::connect(target)).is_err());
+    assert!(nets[0].link().inside(|| TcpStream::connect(target)).is_ok());
+}
+
+fn a_program_is_bounded_in_time_and_its_forks_die_with_it(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let start = Instant::now();
+    let error = net
+        .link()
+        .command("sh")
+        .args(["-c", "sleep 1000 & sleep 1000"])
+        .limit(Duration::from_millis(50))
+        .finish()
+        .unwrap_err();
+    assert!(format!("{error:#}").contains("still running"), "{error:#}");
+    assert!(start.elapsed() < Duration::from_secs(20));
+    let error = net.link().command("sh").args(["-c", "echo said >&2; exit 3"]).succeed().unwrap_err();
+    assert!(error.to_string().contains("exit status: 3") && error.to_string().contains("said"), "{error}");
+    assert_eq!(net.link().command("cat").stdin("fed").succeed().unwrap(), "fed");
+}
+
+fn a_pod_takes_its_processes_along(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let pod = net.pod(PodSpec::numbered("a", 11)).unwrap();
+    // Not by our own handle, and out of its process group.
+    let mut command =
+        pod.command("setsid").args(["--wait", "sh", "-c", "echo here; exec sleep 1000"]).into_std().unwrap();
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut word = [0; 4];
+    child.stdout.as_mut().unwrap().read_exact(&mut word).unwrap();
+    let netns = pod.netns().to_owned();
+    drop(pod);
+    assert!(!child.wait().unwrap().success());
+    assert!(!std::path::Path::new("/run/netns").read_dir().unwrap().flatten().any(|e| e.file_name() == *netns));
+}
+
+fn log_lines_are_waited_for_and_signals_delivered(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let script = "trap 'echo got term; exit 5' TERM; echo ready >&2; while :; do sleep 0.01; done";
+    let mut program = net.link().command("sh").args(["-c", script]).spawn().unwrap();
+    program.wait_for_line(Duration::from_secs(20), |line| line == "ready").unwrap();
+    program.signal_leader(Signal::SIGTERM);
+    assert_eq!(program.wait(Duration::from_secs(20)).unwrap().code(), Some(5));
+    program.wait_for_line(Duration::from_secs(20), |line| line == "got term").unwrap();
+    let error = program.wait_for_line(Duration::from_secs(20), |line| line == "never").unwrap_err();
+    assert!(error.to_string().contains("ended its output"), "{error}");
+}
+
+fn another_user_is_taken_or_refused_by_name(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let said = net.link().command("id").arg("-u").uid(1337).succeed();
+    if inside.rootless() {
+        assert!(said.unwrap_err().to_string().contains("only one user"));
+    } else {
+        assert_eq!(said.unwrap().trim(), "1337");
+    }
+}
