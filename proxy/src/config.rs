@@ -1,0 +1,497 @@
+//! All settings, read once before a port is bound, into one value that never changes.
+//!
+//! `main` makes it from the command line and hands it to `run`. It must never let a bad value pass, nor stop at the first: each
+//! is named with its flag and its environment variable.
+
+pub mod args;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::CommandFactory as _;
+use countersign_api::{env, names, ports};
+use countersign_identity::{SpiffeId, TrustDomain};
+use serde::Serialize;
+
+use args::{Cli, RunArgs};
+
+/// Longest path of a unix socket (unix(7), without the ending zero).
+const MAX_SOCKET_PATH: usize = 107;
+/// Most addresses of a pod, a CA or a controller.
+const MAX_ADDRESSES: usize = 16;
+/// Longest value quoted in an error, in characters.
+const MAX_QUOTED: usize = 80;
+
+/// The settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Trust domain of the mesh.
+    pub trust_domain: TrustDomain,
+    /// Namespace of CA and controller.
+    pub system_namespace: String,
+    /// Whom we carry connections for.
+    pub pod: Pod,
+    /// The id that the CA must give us.
+    pub id: SpiffeId,
+    /// Where our SVID comes from.
+    pub ca: Ca,
+    /// Where rules and addresses come from.
+    pub controller: Controller,
+    /// What we listen on.
+    pub ports: Ports,
+    /// Path of the admin socket.
+    pub admin_socket: PathBuf,
+    /// File that exists exactly while we are ready.
+    pub ready_file: Option<PathBuf>,
+    /// Mark of our own connections.
+    pub mark: Option<u32>,
+    /// Threads that carry connections.
+    pub worker_threads: usize,
+    /// How long open connections may go on once draining started.
+    pub drain_deadline: Duration,
+    /// Log filter.
+    pub log: String,
+    /// Whether each connection is one line on stdout.
+    pub access_log: bool,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// The pod.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pod {
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Its own addresses, never loopback.
+    pub ips: Vec<IpAddr>,
+}
+
+/// The CA.
+#[derive(Clone, Debug)]
+pub struct Ca {
+    /// `host:port`, several separated by commas.
+    pub address: String,
+    /// The only identity accepted as CA.
+    pub id: SpiffeId,
+    /// File with our token.
+    pub token_file: PathBuf,
+    /// File with the first roots.
+    pub bootstrap: PathBuf,
+    /// Wanted life of the SVID.
+    pub ttl: Option<Duration>,
+}
+
+/// The controller.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    /// `host:port`, each.
+    pub addresses: Vec<String>,
+    /// The only identity accepted as controller.
+    pub id: SpiffeId,
+}
+
+/// Ports, all different, none of them zero.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ports {
+    /// Inbound listener.
+    pub inbound: u16,
+    /// Outbound listener; loopback only.
+    pub outbound: u16,
+    /// `/livez`, `/readyz`, `/metrics`.
+    pub health: u16,
+}
+
+/// Bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most connections open at once, in each direction.
+    pub connections: usize,
+    /// Most inbound connections that have not proven themselves yet.
+    pub handshake_slots: usize,
+    /// Longest dial.
+    pub connect: Duration,
+    /// Longest TLS handshake.
+    pub handshake: Duration,
+    /// Longest wait for an inbound connection's first bytes.
+    pub first_bytes: Duration,
+    /// Under Permissive: longest wait for a ClientHello from an unknown source.
+    pub permissive_hello: Duration,
+    /// Longest that the server side keeps an idle TLS connection.
+    pub link_idle: Duration,
+    /// Most TLS connections kept for another use.
+    pub pool_total: usize,
+    /// Most of them to one endpoint.
+    pub pool_each: usize,
+    /// Longest that one is kept.
+    pub pool_idle: Duration,
+}
+
+/// All that is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError(Vec<Problem>);
+
+/// One thing that is wrong.
+#[derive(Debug)]
+struct Problem {
+    /// The argument's id in `args`.
+    setting: &'static str,
+    message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.0.iter().enumerate() {
+            let (flag, variable) = spelled(problem.setting);
+            let end = if i + 1 < self.0.len() { "\n" } else { "" };
+            write!(f, "--{flag} ({variable}): {}{end}", problem.message)?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, at once.
+    pub fn read(args: &RunArgs) -> Result<Self, ConfigError> {
+        let mut checks = Checks::default();
+        let read = checks.all(args);
+        match read {
+            Some(config) if checks.0.is_empty() => Ok(config),
+            _ => Err(ConfigError(checks.0)),
+        }
+    }
+}
+
+/// Variables that look like ours and are nobody's: a misspelled setting would otherwise be none. What Kubernetes itself
+/// writes for a service named `countersign-...` is not taken for one.
+#[must_use]
+pub fn unknown_variables(present: impl Iterator<Item = String>) -> Vec<String> {
+    let known = known_variables(&Cli::command());
+    let of_kubernetes = |name: &str| {
+        name.ends_with("_SERVICE_HOST")
+            || name.contains("_SERVICE_PORT")
+            || name.ends_with("_PORT")
+            || name.contains("_PORT_")
+    };
+    present.filter(|name| name.starts_with("COUNTERSIGN_") && !known.contains(name) && !of_kubernetes(name)).collect()
+}
+
+fn known_variables(command: &clap::Command) -> Vec<String> {
+    let own = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str().map(str::to_owned));
+    own.chain(command.get_subcommands().flat_map(known_variables)).collect()
+}
+
+#[derive(Default)]
+struct Checks(Vec<Problem>);
+
+impl Checks {
+    fn all(&mut self, args: &RunArgs) -> Option<Config> {
+        let trust_domain = self.check("trust_domain", &args.trust_domain, |v| parsed(TrustDomain::parse(v)));
+        let system_namespace = self.check("system_namespace", &args.system_namespace, name);
+        let pod = self.pod(args);
+        let ca_address = self.required("ca_address", args.ca_address.as_ref(), addresses);
+        let controller = self.required("controller_address", args.controller_address.as_ref(), addresses);
+        let token_file = self.check("token_file", &args.token_file, file);
+        let bootstrap = self.check("bootstrap_bundle", &args.bootstrap_bundle, file);
+        let ttl = self.optional("svid_ttl", args.svid_ttl.as_ref(), |v| time_within(v, 10, 30 * 86_400));
+        let ports = self.ports(args);
+        let admin_socket = self.check("admin_socket", &args.admin_socket, socket);
+        let ready_file = self.optional("ready_file", args.ready_file.as_ref(), file);
+        let mark = self.optional("mark", args.mark.as_ref(), |v| number(v, 1, u32::MAX));
+        let worker_threads = self.check("worker_threads", &args.worker_threads, |v| number(v, 1, 64));
+        let drain_deadline = self.check("drain_deadline", &args.drain_deadline, |v| time_within(v, 0, 86_400));
+        let log = self.check("log", &args.log, log);
+        let access_log = self.check("access_log", &args.access_log, on_or_off);
+        let limits = self.limits(args);
+
+        let (trust_domain, system_namespace, pod) = (trust_domain?, system_namespace?, pod?);
+        let id = |setting, namespace: &str, account: &str| {
+            let id = SpiffeId::for_service_account(&trust_domain, namespace, account);
+            id.map_err(|e| Problem { setting, message: e.to_string() })
+        };
+        let ids = [
+            id("service_account", &pod.namespace, &pod.service_account),
+            id("system_namespace", &system_namespace, names::CA_ACCOUNT),
+            id("system_namespace", &system_namespace, names::CONTROLLER_ACCOUNT),
+        ];
+        let [own, ca_id, controller_id] = ids.map(|id| id.map_err(|problem| self.0.push(problem)).ok());
+        Some(Config {
+            id: own?,
+            ca: Ca {
+                address: ca_address?.join(","),
+                id: ca_id?,
+                token_file: token_file?,
+                bootstrap: bootstrap?,
+                ttl: ttl?,
+            },
+            controller: Controller { addresses: controller?, id: controller_id? },
+            ports: ports?,
+            admin_socket: admin_socket?,
+            ready_file: ready_file?,
+            mark: mark?,
+            worker_threads: worker_threads?,
+            drain_deadline: drain_deadline?,
+            log: log?,
+            access_log: access_log?,
+            limits: limits?,
+            trust_domain,
+            system_namespace,
+            pod,
+        })
+    }
+
+    fn pod(&mut self, args: &RunArgs) -> Option<Pod> {
+        let name_ = self.required("pod_name", args.pod_name.as_ref(), name);
+        let uid = self.required("pod_uid", args.pod_uid.as_ref(), name);
+        let namespace = self.required("pod_namespace", args.pod_namespace.as_ref(), name);
+        let service_account = self.required("service_account", args.service_account.as_ref(), name);
+        let ips = self.required("pod_ips", args.pod_ips.as_ref(), pod_ips);
+        Some(Pod { name: name_?, uid: uid?, namespace: namespace?, service_account: service_account?, ips: ips? })
+    }
+
+    fn ports(&mut self, args: &RunArgs) -> Option<Ports> {
+        let inbound = self.check("inbound_port", &args.inbound_port, port);
+        let outbound = self.check("outbound_port", &args.outbound_port, port);
+        let health = self.check("health_port", &args.health_port, port);
+        let (inbound, outbound, health) = (inbound?, outbound?, health?);
+        if outbound == inbound {
+            self.add("outbound_port", format!("{outbound} is the inbound port"));
+        }
+        if health == inbound || health == outbound {
+            self.add("health_port", format!("{health} is a port of the data path"));
+        }
+        Some(Ports { inbound, outbound, health })
+    }
+
+    fn limits(&mut self, args: &RunArgs) -> Option<Limits> {
+        let args = &args.limits;
+        let connections = self.check("max_connections", &args.max_connections, |v| number(v, 1, 1_000_000));
+        let handshake_slots = self.check("handshake_slots", &args.handshake_slots, |v| number(v, 4, 100_000));
+        let connect = self.check("connect_timeout", &args.connect_timeout, short);
+        let handshake = self.check("handshake_timeout", &args.handshake_timeout, short);
+        let first_bytes = self.check("first_bytes_timeout", &args.first_bytes_timeout, short);
+        let permissive_hello = self.check("permissive_hello_timeout", &args.permissive_hello_timeout, short);
+        let link_idle = self.check("link_idle_timeout", &args.link_idle_timeout, |v| time_within(v, 1, 86_400));
+        let pool_total = self.check("pool_size", &args.pool_size, |v| number(v, 0, 100_000));
+        let pool_each = self.check("pool_size_each", &args.pool_size_each, |v| number(v, 0, 100_000));
+        let pool_idle = self.check("pool_idle_timeout", &args.pool_idle_timeout, |v| time_within(v, 1, 86_400));
+        let (link_idle, pool_idle) = (link_idle?, pool_idle?);
+        if pool_idle >= link_idle {
+            // Else a connection is mostly closed by its server side just as the client side uses it again.
+            self.add("pool_idle_timeout", "must be shorter than --link-idle-timeout".to_owned());
+        }
+        Some(Limits {
+            connections: connections?,
+            handshake_slots: handshake_slots?,
+            connect: connect?,
+            handshake: handshake?,
+            first_bytes: first_bytes?,
+            permissive_hello: permissive_hello?,
+            link_idle,
+            pool_total: pool_total?,
+            pool_each: pool_each?,
+            pool_idle,
+        })
+    }
+
+    fn check<T>(
+        &mut self,
+        setting: &'static str,
+        value: &str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let result = if value.is_empty() { Err("is empty".to_owned()) } else { read(value) };
+        result.map_err(|message| self.add(setting, message)).ok()
+    }
+
+    fn required<T>(
+        &mut self,
+        setting: &'static str,
+        value: Option<&String>,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        match value {
+            Some(value) => self.check(setting, value, read),
+            None => {
+                self.add(setting, "is required".to_owned());
+                None
+            }
+        }
+    }
+
+    fn optional<T>(
+        &mut self,
+        setting: &'static str,
+        value: Option<&String>,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<Option<T>> {
+        match value {
+            Some(value) => self.check(setting, value, read).map(Some),
+            None => Some(None),
+        }
+    }
+
+    fn add(&mut self, setting: &'static str, message: String) {
+        self.0.push(Problem { setting, message });
+    }
+}
+
+/// Flag and variable of an argument, as the command line itself spells them.
+fn spelled(setting: &str) -> (String, String) {
+    let command = Cli::command();
+    let arg = command.get_arguments().find(|arg| arg.get_id() == setting);
+    let flag = arg.and_then(|arg| arg.get_long()).unwrap_or(setting).to_owned();
+    let variable = arg.and_then(|arg| arg.get_env()).map(|env| env.to_string_lossy().into_owned());
+    (flag, variable.unwrap_or_default())
+}
+
+fn quoted(value: &str) -> String {
+    format!("{:?}", value.chars().take(MAX_QUOTED).collect::<String>())
+}
+
+fn parsed<T>(result: Result<T, impl fmt::Display>) -> Result<T, String> {
+    result.map_err(|e| e.to_string())
+}
+
+fn number<N>(value: &str, least: N, most: N) -> Result<N, String>
+where
+    N: std::str::FromStr + PartialOrd + fmt::Display + Copy,
+{
+    match value.parse::<N>() {
+        Ok(number) if number >= least && number <= most => Ok(number),
+        _ => Err(format!("{} is not a number from {least} to {most}", quoted(value))),
+    }
+}
+
+fn port(value: &str) -> Result<u16, String> {
+    let port = number(value, 1, u16::MAX).map_err(|_| format!("{} is not a port (1-65535)", quoted(value)))?;
+    if port == ports::SELF_PROOF {
+        return Err(format!("{port} must stay free: only the inbound redirect may answer there"));
+    }
+    Ok(port)
+}
+
+/// `250ms`, `10s`, `5m`, `1h`.
+fn time(value: &str) -> Result<Duration, String> {
+    let bad = || format!("{} is not a time such as 250ms, 10s, 5m or 1h", quoted(value));
+    let digits = value.len() - value.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = value.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let scale = match unit {
+        "ms" => return Ok(Duration::from_millis(number)),
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(scale).map(Duration::from_secs).ok_or_else(bad)
+}
+
+fn time_within(value: &str, least_seconds: u64, most_seconds: u64) -> Result<Duration, String> {
+    let (least, most) = (Duration::from_secs(least_seconds), Duration::from_secs(most_seconds));
+    let time = time(value)?;
+    if time < least || time > most {
+        return Err(format!("{} is not within {least_seconds}s and {most_seconds}s", quoted(value)));
+    }
+    Ok(time)
+}
+
+/// A bound of one step of a connection: a millisecond to an hour.
+fn short(value: &str) -> Result<Duration, String> {
+    let time = time(value)?;
+    if time.is_zero() || time > Duration::from_secs(3600) {
+        return Err(format!("{} is not within 1ms and 1h", quoted(value)));
+    }
+    Ok(time)
+}
+
+/// The name of a Kubernetes object, or a UID: what fits a segment of a SPIFFE id and a log line.
+fn name(value: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if value.len() > 253 || !value.chars().all(fits) || value.starts_with('.') {
+        return Err(format!("{} is not a name (letters, digits, '-', '.', '_'; at most 253)", quoted(value)));
+    }
+    Ok(value.to_owned())
+}
+
+fn addresses(value: &str) -> Result<Vec<String>, String> {
+    let each: Vec<_> = value.split(',').map(str::trim).collect();
+    if each.len() > MAX_ADDRESSES {
+        return Err(format!("more than {MAX_ADDRESSES} addresses"));
+    }
+    each.into_iter().map(address).collect()
+}
+
+/// `host:port`, `192.0.2.1:port`, `[2001:db8::1]:port`.
+fn address(value: &str) -> Result<String, String> {
+    let bad = || format!("{} is not host:port", quoted(value));
+    let (host, port) = value.rsplit_once(':').ok_or_else(bad)?;
+    number::<u16>(port, 1, u16::MAX).map_err(|_| bad())?;
+    let fits = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host.len() <= 253
+                && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
+        }
+    };
+    if fits { Ok(value.to_owned()) } else { Err(bad()) }
+}
+
+fn pod_ips(value: &str) -> Result<Vec<IpAddr>, String> {
+    let one = |text: &str| match text.trim().parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(ip) if !ip.is_loopback() && !ip.is_unspecified() && !ip.is_multicast() => Ok(ip),
+        Ok(ip) => Err(format!("{ip} cannot be a pod's address")),
+        Err(_) => Err(format!("{} is not an IP address", quoted(text))),
+    };
+    let ips: Vec<_> = value.split(',').map(one).collect::<Result<_, _>>()?;
+    if ips.len() > MAX_ADDRESSES { Err(format!("more than {MAX_ADDRESSES} addresses")) } else { Ok(ips) }
+}
+
+/// A file need not be there yet (the kubelet writes the token), but it must not be a folder.
+fn file(value: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(value);
+    if value.contains('\0') || value.ends_with('/') || path.is_dir() {
+        return Err(format!("{} is not a file's path", quoted(value)));
+    }
+    Ok(path)
+}
+
+fn socket(value: &str) -> Result<PathBuf, String> {
+    if value.len() > MAX_SOCKET_PATH {
+        return Err(format!("longer than the {MAX_SOCKET_PATH} bytes that a unix socket's path may have"));
+    }
+    let path = file(value)?;
+    match path.parent() {
+        Some(parent) if parent != Path::new("") && !parent.is_dir() => {
+            Err(format!("{} is not a folder", quoted(&parent.to_string_lossy())))
+        }
+        _ => Ok(path),
+    }
+}
+
+fn log(value: &str) -> Result<String, String> {
+    parsed(crate::logging::parse(value)).map(|_| value.to_owned())
+}
+
+fn on_or_off(value: &str) -> Result<bool, String> {
+    match value {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(format!("{} is neither on nor off", quoted(value))),
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;
