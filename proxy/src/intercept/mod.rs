@@ -1,0 +1,3 @@
+//! Interception: the redirect rules of a pod, and the guards on what they let in.
+
+pub mod guard;
