@@ -52,7 +52,7 @@ impl VerifiedCache {
         }
         let id = verify()?;
         // `from` is now and not the certificate's: a clock that went back makes a miss, and the verifier decides.
-        let entry = Entry { until: id.not_after(), from: now, id: id.clone() };
+        let entry = Entry { until: id.path_not_after(), from: now, id: id.clone() };
         self.lock().insert(key, entry);
         Ok(id)
     }
@@ -99,3 +99,6 @@ fn key(chain: &[CertificateDer<'_>], purpose: Purpose) -> Key {
     key.copy_from_slice(hash.finish().as_ref());
     key
 }
+
+#[cfg(test)]
+mod tests;

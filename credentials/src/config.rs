@@ -123,3 +123,6 @@ fn client_base(clock: &SharedClock) -> Result<ClientConfig, rustls::Error> {
 fn owned(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
     alpn.iter().map(|protocol| protocol.to_vec()).collect()
 }
+
+#[cfg(test)]
+mod tests;

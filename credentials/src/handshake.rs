@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_identity::{BundleSet, SpiffeId, VerifiedId};
+use countersign_identity::{Blame, BundleSet, SpiffeId, VerifiedId};
 use rustls::pki_types::{IpAddr, Ipv4Addr, ServerName};
 use rustls::{AlertDescription, CommonState};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -60,6 +60,15 @@ impl HandshakeError {
             Self::Alert(_) => "alert",
             Self::Tls(_) => "tls",
             Self::Io(_) => "io",
+        }
+    }
+
+    /// Who is the first to look at. An alert mostly means that the peer refused our certificate.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Peer(error) => error.blame(),
+            Self::Alert(_) => Blame::Us,
+            _ => Blame::Peer,
         }
     }
 
@@ -201,3 +210,6 @@ pub fn negotiated_alpn_ok(tls: &CommonState, alpn: &[&[u8]]) -> bool {
 pub fn server_name() -> ServerName<'static> {
     ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0])))
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@
 //! client's handshake before accepting the next, and never spin when the process has no file left.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -101,6 +101,8 @@ async fn accept_all(listener: TcpListener, acceptor: Arc<Acceptor>) {
         };
         match accepted {
             Ok((tcp, address)) => Arc::clone(&acceptor).take(tcp, address),
+            // The client gave up before we came to it: nothing is wrong here, and no reason to pause for others.
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
             Err(error) => {
                 warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

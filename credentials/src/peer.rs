@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use countersign_identity::{SpiffeId, VerifiedId, VerifyError};
+use countersign_identity::{Blame, SpiffeId, VerifiedId, VerifyError};
 
 /// Why a peer's certificate was refused.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,14 @@ impl PeerError {
         match self {
             Self::Refused(error) => error.label(),
             Self::Unexpected { .. } => "unexpected_identity",
+        }
+    }
+
+    /// Who is the first to look at.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Refused(error) => error.blame(),
+            Self::Unexpected { .. } => Blame::Peer,
         }
     }
 }

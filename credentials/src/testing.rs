@@ -67,14 +67,20 @@ pub(crate) struct TestCa {
 
 impl TestCa {
     pub(crate) fn new(trust_domain: &str) -> Self {
+        Self::ending(trust_domain, START + 1000 * HOUR)
+    }
+
+    /// Root and issuer end then.
+    pub(crate) fn ending(trust_domain: &str, until: u64) -> Self {
+        let number: u32 = rand::random();
         let params = |name: &str, path_len| {
             let mut params = CertificateParams::default();
             params.distinguished_name = DistinguishedName::new();
-            params.distinguished_name.push(DnType::CommonName, name);
+            params.distinguished_name.push(DnType::CommonName, format!("{name} {number}"));
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
             params.not_before = at(START - 24 * HOUR);
-            params.not_after = at(START + 1000 * HOUR);
+            params.not_after = at(until);
             params.use_authority_key_identifier_extension = true;
             params
         };
@@ -108,7 +114,15 @@ impl TestCa {
         from: u64,
         until: u64,
     ) -> Vec<CertificateDer<'static>> {
-        let leaf = leaf_params(id, from, until).signed_by(key, &*self.issuer).unwrap();
+        self.sign_params(leaf_params(id, from, until), key)
+    }
+
+    pub(crate) fn sign_params(
+        &self,
+        params: CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Vec<CertificateDer<'static>> {
+        let leaf = params.signed_by(key, &*self.issuer).unwrap();
         vec![leaf.der().clone(), self.issuer.der().clone()]
     }
 
