@@ -110,3 +110,6 @@ impl Drop for Load {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

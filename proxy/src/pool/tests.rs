@@ -1,0 +1,107 @@
+use super::*;
+use crate::testing::{TestCa, tcp_pair};
+use crate::tls;
+use crate::first_bytes::Replay;
+use crate::wire::frame::Took;
+use std::task::Poll;
+
+const LIMITS: Limits = Limits { total: 3, each: 2, idle: Duration::from_secs(30) };
+
+struct Case {
+    pool: Pool,
+    key: Key,
+    life: Duration,
+    servers: Vec<Box<Link>>,
+}
+
+impl Case {
+    fn new(life: Duration) -> Self {
+        let credentials = TestCa::new("cluster.local").credentials("frontend", life);
+        let key = Key {
+            address: SocketAddr::from(([10, 0, 0, 1], 80)),
+            id: SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/backend").unwrap(),
+            credentials: Generation::of(&credentials),
+        };
+        Self { pool: Pool::new(LIMITS), key, life, servers: Vec::new() }
+    }
+
+    async fn put(&mut self, key: Key) {
+        let ca = TestCa::new("cluster.local");
+        let (frontend, backend) = (ca.credentials("frontend", self.life), ca.credentials("backend", self.life));
+        let (dialled, accepted) = tcp_pair().await;
+        let limit = Duration::from_secs(10);
+        let (client, server) = tokio::join!(
+            tls::connect(dialled, &frontend, backend.id(), limit),
+            tls::accept(Replay::new(Vec::new(), accepted), &backend, limit)
+        );
+        let (mut link, peer) = client.unwrap();
+        self.servers.push(server.unwrap().0);
+        // Past what the handshake left, so that it stands between two application connections.
+        std::future::poll_fn(|cx| {
+            assert!(link.poll_events(cx, &mut |_| Ok(Took::All)).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        self.pool.put(key, link, Arc::new(peer), Instant::now());
+    }
+}
+
+#[tokio::test]
+async fn a_kept_link_is_used_again_once() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    case.put(case.key.clone()).await;
+    assert!(case.pool.take(&case.key, Instant::now()).is_some());
+    assert!(case.pool.take(&case.key, Instant::now()).is_none());
+    assert!(case.pool.is_empty());
+}
+
+#[tokio::test]
+async fn another_identity_address_or_leaf_never_gets_it() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    case.put(case.key.clone()).await;
+    let other_id = SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/intruder").unwrap();
+    let other_leaf = TestCa::new("cluster.local").credentials("frontend", Duration::from_secs(60));
+    for key in [
+        Key { id: other_id, ..case.key.clone() },
+        Key { address: SocketAddr::from(([10, 0, 0, 2], 80)), ..case.key.clone() },
+        Key { credentials: Generation::of(&other_leaf), ..case.key.clone() },
+    ] {
+        assert!(case.pool.take(&key, Instant::now()).is_none());
+    }
+    assert!(case.pool.take(&case.key, Instant::now()).is_some());
+}
+
+#[tokio::test]
+async fn an_old_link_and_one_whose_credentials_end_are_not_used() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    case.put(case.key.clone()).await;
+    assert!(case.pool.take(&case.key, Instant::now() + LIMITS.idle).is_none());
+    let mut case = Case::new(Duration::from_secs(2));
+    case.put(case.key.clone()).await;
+    assert!(case.pool.take(&case.key, Instant::now() + Duration::from_secs(1)).is_none());
+}
+
+#[tokio::test]
+async fn the_pool_is_bounded_in_all_and_by_endpoint() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    for _ in 0..3 {
+        case.put(case.key.clone()).await;
+    }
+    assert_eq!(case.pool.len(), 2);
+    let other = Key { address: SocketAddr::from(([10, 0, 0, 2], 80)), ..case.key.clone() };
+    for _ in 0..2 {
+        case.put(other.clone()).await;
+    }
+    assert_eq!(case.pool.len(), 3);
+}
+
+#[tokio::test]
+async fn new_credentials_empty_the_pool() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    case.put(case.key.clone()).await;
+    case.pool.sweep(Some(case.key.credentials), Instant::now());
+    assert_eq!(case.pool.len(), 1);
+    let renewed = TestCa::new("cluster.local").credentials("frontend", Duration::from_secs(60));
+    case.pool.sweep(Some(Generation::of(&renewed)), Instant::now());
+    assert!(case.pool.is_empty());
+}
