@@ -1,2 +1,62 @@
-//! x
-fn main() {}
+//! `countersign`: the command for people.
+//!
+//! Exit codes are the same everywhere: 0 it is so, 1 it is not, 2 it could not be found out (usage, files, sockets). What
+//! a command found goes to standard output, why it could not goes to standard error.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod args;
+mod demo;
+mod identity;
+mod output;
+mod policy;
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser};
+use serde_json::json;
+
+use crate::args::{Args, Command};
+use crate::output::{Format, Verdict};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(Verdict::Yes) => ExitCode::SUCCESS,
+        Ok(Verdict::No) => ExitCode::from(1),
+        Ok(Verdict::Unknown) => ExitCode::from(2),
+        Err(problem) => {
+            eprintln!("countersign: {problem:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<Verdict> {
+    match &args.command {
+        Command::Demo(demo) => demo::run(demo, args.output),
+        Command::Status(status) => status::run(status, args.output),
+        Command::Identity(identity) => identity::run(identity, args.output),
+        Command::Policy(policy) => policy::run(policy, args.output),
+        Command::Completion { shell } => completion(*shell),
+        Command::Version => version(args.output),
+    }
+}
+
+fn completion(shell: clap_complete::Shell) -> Result<Verdict> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "countersign", &mut script);
+    output::emit(&String::from_utf8_lossy(&script))?;
+    Ok(Verdict::Yes)
+}
+
+fn version(format: Format) -> Result<Verdict> {
+    let version = env!("CARGO_PKG_VERSION");
+    let wire = String::from_utf8_lossy(countersign_api::names::ALPN);
+    let feature = countersign_policy::FEATURE_LEVEL;
+    output::either(format, &json!({ "version": version, "wire": wire, "policy_feature_level": feature }), || {
+        format!("countersign {version}, wire {wire}, rules up to feature level {feature}\n")
+    })?;
+    Ok(Verdict::Yes)
+}

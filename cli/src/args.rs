@@ -1,0 +1,111 @@
+//! The command line: every command, option and default.
+//!
+//! Read by `main`. It must never decide anything.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::output::Format;
+
+/// Identities, rules and state of a Countersign mesh.
+#[derive(Debug, Parser)]
+#[command(name = "countersign", version, max_term_width = 110, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 it is so, 1 it is not, 2 it could not be found out.")]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+    /// How results are printed
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs a whole mesh on this machine, shows each claim and checks it
+    Demo(DemoArgs),
+    /// Asks running processes how they are
+    Status(StatusArgs),
+    /// Looks at certificates
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+    /// Looks at rules
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Prints the completion script for a shell
+    Completion {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints the version and what it speaks
+    Version,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct DemoArgs {
+    /// Leave it running afterwards, and print what to try
+    #[arg(long)]
+    pub keep: bool,
+    /// Folder of countersign-proxy, -ca and -controller, if not beside this program
+    #[arg(long, value_name = "FOLDER")]
+    pub binaries: Option<PathBuf>,
+    /// Write the packet capture here (pcap), to be looked at with other programs
+    #[arg(long, value_name = "FILE")]
+    pub capture: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    /// An admin socket; may be given several times
+    #[arg(long = "socket", value_name = "PATH")]
+    pub sockets: Vec<PathBuf>,
+    /// A folder of admin sockets (*.sock, in sub-folders too); may be given several times
+    #[arg(long = "dir", value_name = "FOLDER")]
+    pub dirs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum IdentityCommand {
+    /// Prints what a certificate chain says, and what the SPIFFE profile says against it (exit code 1)
+    Show {
+        /// PEM or DER, leaf first; - for standard input
+        file: PathBuf,
+    },
+    /// Verifies a chain as a peer of the mesh would; exit code 1 with the reason if it is refused
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    /// PEM or DER, leaf first; - for standard input
+    pub file: PathBuf,
+    /// The trust bundle: PEM or DER
+    #[arg(long, value_name = "FILE")]
+    pub bundle: PathBuf,
+    /// The trust domain that the bundle speaks for
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: String,
+    /// Which side of a connection the peer is on; both, if not said
+    #[arg(long, value_enum)]
+    pub purpose: Option<Side>,
+    /// The time at which to judge, RFC 3339; now, if not said
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+}
+
+/// Side of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Side {
+    Client,
+    Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Parses rules as strictly as the controller does; exit code 1 with file, line, column and field
+    Check {
+        /// YAML files, or folders of them; - for standard input
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
