@@ -178,7 +178,8 @@ proptest! {
             (Ok(ours), Ok(theirs)) => {
                 prop_assert_eq!(ours.as_str(), theirs.to_string());
                 prop_assert_eq!(ours.path(), theirs.path());
-                prop_assert_eq!(ours.trust_domain().as_str(), theirs.trust_domain_name());
+                let trust_domain = ours.trust_domain();
+                prop_assert_eq!(trust_domain.as_str(), theirs.trust_domain_name());
             }
             (Err(_), Err(_)) => {}
             (ours, theirs) => prop_assert!(false, "{text:?}: ours {ours:?}, theirs {theirs:?}"),
