@@ -105,7 +105,11 @@ async fn road(proxy: &Proxy, source: SocketAddr, port: u16) -> Road {
             Identity::NotMeshed => Road::Plain,
         },
         Ok(Who::Unknown | Who::Service(_)) | Err(_) => {
-            if permissive { Road::Either } else { Road::Mutual }
+            if permissive {
+                Road::Either
+            } else {
+                Road::Mutual
+            }
         }
     }
 }

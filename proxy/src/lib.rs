@@ -3,14 +3,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
-// pub mod run;
+pub mod run;
 
 pub mod listen;
 pub mod slots;
 
-// pub mod inbound;
-// pub mod outbound;
-// pub mod route;
+pub mod inbound;
+pub mod outbound;
+pub mod route;
 
 pub mod first_bytes;
 pub mod tls;
@@ -21,9 +21,9 @@ pub mod pick;
 pub mod pool;
 pub mod relay;
 
-// pub mod account;
+pub mod account;
 pub mod outcome;
-// pub mod proxy;
+pub mod proxy;
 
 pub mod discovery;
 
@@ -35,7 +35,7 @@ pub mod drain;
 // pub mod health;
 pub mod logging;
 
-// pub mod intercept;
+pub mod intercept;
 
 #[cfg(test)]
 mod testing;

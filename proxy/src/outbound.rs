@@ -102,12 +102,7 @@ struct Ready {
 }
 
 /// A kept link, or a new one; `None`: this endpoint failed, and another may be tried.
-async fn link_to(
-    proxy: &Proxy,
-    address: SocketAddr,
-    id: &SpiffeId,
-    route: &mut Route,
-) -> Result<Option<Ready>, Stop> {
+async fn link_to(proxy: &Proxy, address: SocketAddr, id: &SpiffeId, route: &mut Route) -> Result<Option<Ready>, Stop> {
     let permit = proxy.permits.admit(Asking::Out { meshed: true })?;
     let credentials = proxy.credentials()?;
     let key = Key { address, id: id.clone(), credentials: Generation::of(&credentials) };
@@ -242,8 +237,7 @@ async fn own(proxy: &Proxy, app: &mut TcpStream, address: SocketAddr, account: &
     account.outcome.security = Security::Local;
     account.outcome.source_id = Some(credentials.id().clone());
     account.outcome.destination_id = Some(credentials.id().clone());
-    let asking =
-        Asking::In { who: Some(Arc::new(who)), source_ip: destination.ip(), port: destination.port() };
+    let asking = Asking::In { who: Some(Arc::new(who)), source_ip: destination.ip(), port: destination.port() };
     let permit = proxy.permits.admit(asking)?;
     account.permit(&permit);
     let mut server = proxy.dial(destination).await.map_err(|e| Refusal {

@@ -51,14 +51,13 @@ impl Picks {
                 && (!service.local_only || (&*e.node == own_node && !own_node.is_empty()))
         };
         let mut inner = self.lock();
-        if let Some(window) = service.affinity {
-            if let Some(&(stuck, since)) = inner.affinity.get(&asked)
-                && now.saturating_duration_since(since) < window
-                && let Some(endpoint) = service.endpoints.iter().filter(fits).find(|e| e.address == stuck)
-            {
-                inner.affinity.insert(asked, (stuck, now));
-                return Some(Arc::clone(endpoint));
-            }
+        if let Some(window) = service.affinity
+            && let Some(&(stuck, since)) = inner.affinity.get(&asked)
+            && now.saturating_duration_since(since) < window
+            && let Some(endpoint) = service.endpoints.iter().filter(fits).find(|e| e.address == stuck)
+        {
+            inner.affinity.insert(asked, (stuck, now));
+            return Some(Arc::clone(endpoint));
         }
         let fitting = service.endpoints.iter().filter(fits).count();
         if fitting == 0 {

@@ -1,1 +1,186 @@
-//! x
+//! Starts the parts, in order, and ends them: bind, credentials, discovery, journeys, health and admin, drain.
+//!
+//! Called by `main` with settings that were checked. It must never bind a port before they are, nor serve a connection
+//! before every part is there.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use countersign_api::ports;
+use countersign_credentials::{CaClient, Watch, system_clock};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::access_log::{AccessLog, Writer};
+use crate::config::{Config, Limits};
+use crate::discovery::{Discovery, Settings};
+use crate::drain::{Drain, Ended};
+use crate::intercept::guard::Own;
+use crate::listen::{accept_loop, bind};
+use crate::metrics::Metrics;
+use crate::outcome::Direction;
+use crate::permit::Permits;
+use crate::pool::{self, Pool};
+use crate::proxy::Proxy;
+use crate::slots::Slots;
+use crate::tls::Generation;
+use crate::{inbound, outbound};
+
+/// How long the last access-log lines may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// How often kept links are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Runs the proxy until it is told to end.
+///
+/// # Errors
+/// When a port cannot be bound or a part cannot be started.
+pub fn run(config: Config, log: crate::logging::Log) -> anyhow::Result<Ended> {
+    let mut runtime = match config.worker_threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        threads => {
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            runtime.worker_threads(threads);
+            runtime
+        }
+    };
+    let runtime = runtime.enable_all().build().context("starting the runtime")?;
+    let (ended, writer) = runtime.block_on(serve(Arc::new(config), log))?;
+    if let Some(writer) = writer {
+        writer.finish(LAST_LINES);
+    }
+    // Tasks that still hold sockets end with the process.
+    runtime.shutdown_background();
+    Ok(ended)
+}
+
+async fn serve(config: Arc<Config>, log: crate::logging::Log) -> anyhow::Result<(Ended, Option<Writer>)> {
+    let inbound_listeners = bind(Direction::Inbound, config.ports.inbound).context("binding the inbound port")?;
+    let outbound_listeners = bind(Direction::Outbound, config.ports.outbound).context("binding the outbound port")?;
+    let drain = Drain::new(config.drain_deadline);
+    tokio::spawn(drain.listen().context("listening for signals")?);
+
+    let metrics = Metrics::new();
+    let (access_log, writer) = access_log(&config, &metrics)?;
+    let svid = countersign_credentials::start(ca_client(&config), config.id.clone(), system_clock());
+    tokio::spawn(svid.task);
+    let (discovery, follow) = Discovery::start(discovery_settings(&config), svid.credentials.clone(), metrics.clone());
+    tokio::spawn(follow);
+    let permits = Permits::new(discovery.rules());
+    tokio::spawn(Arc::clone(&permits).follow());
+
+    let proxy = Arc::new(Proxy {
+        own: own(&config),
+        credentials: svid.credentials.clone(),
+        rules: discovery.rules(),
+        discovery,
+        permits,
+        pool: Pool::new(pool_limits(&config.limits)),
+        picks: Arc::default(),
+        slots: Slots::new(config.limits.handshake_slots),
+        metrics,
+        access_log,
+        drain,
+        config,
+    });
+    tokio::spawn(keep_pool(Arc::clone(&proxy), svid.credentials.clone()));
+    let places =
+        [Direction::Inbound, Direction::Outbound].map(|_| Arc::new(Semaphore::new(proxy.config.limits.connections)));
+    accept(&proxy, Direction::Inbound, inbound_listeners, &places[0]);
+    accept(&proxy, Direction::Outbound, outbound_listeners, &places[1]);
+    tracing::info!(
+        pod = %proxy.config.pod.name,
+        id = %proxy.config.id,
+        inbound = proxy.config.ports.inbound,
+        outbound = proxy.config.ports.outbound,
+        "listening"
+    );
+
+    let all = u32::try_from(proxy.config.limits.connections).unwrap_or(u32::MAX);
+    let idle = async {
+        // Every place given back: nothing is open any more.
+        for places in &places {
+            let _ = places.acquire_many(all).await;
+        }
+    };
+    let ended = proxy.drain.finish(idle).await;
+    tracing::info!(forced = ended == Ended::Forced, "ended");
+    Ok((ended, writer))
+}
+
+fn accept(proxy: &Arc<Proxy>, direction: Direction, listeners: Vec<TcpListener>, places: &Arc<Semaphore>) {
+    for listener in listeners {
+        let (metrics, drain) = (proxy.metrics.clone(), proxy.drain.clone());
+        let (proxy, places) = (Arc::clone(proxy), Arc::clone(places));
+        tokio::spawn(accept_loop(listener, direction, places, metrics, drain, move |io, source, place| {
+            let proxy = Arc::clone(&proxy);
+            match direction {
+                Direction::Inbound => drop(tokio::spawn(inbound::serve(proxy, io, source, place))),
+                Direction::Outbound => drop(tokio::spawn(outbound::serve(proxy, io, source, place))),
+            }
+        }));
+    }
+}
+
+/// Keeps the pool clear of what is too old, at intervals and at once when our credentials change.
+async fn keep_pool(proxy: Arc<Proxy>, mut credentials: Watch) {
+    let mut ticks = interval(SWEEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = credentials.changed() => if changed.is_err() { return },
+        }
+        let current = credentials.borrow_and_update().clone();
+        if let Some(current) = &current {
+            let bundles: Vec<_> =
+                current.bundles().iter().map(|b| (b.trust_domain().to_string(), b.generation())).collect();
+            proxy.metrics.credentials(current.expires_at().as_secs(), bundles.iter().map(|(td, n)| (td.as_str(), *n)));
+        }
+        proxy.pool.sweep(current.as_deref().map(Generation::of), Instant::now());
+        proxy.metrics.pool_idle(proxy.pool.len());
+    }
+}
+
+fn access_log(config: &Config, metrics: &Metrics) -> io::Result<(AccessLog, Option<Writer>)> {
+    if !config.access_log {
+        return Ok((AccessLog::off(), None));
+    }
+    let (log, writer) = AccessLog::start(io::stdout(), metrics.clone())?;
+    Ok((log, Some(writer)))
+}
+
+fn own(config: &Config) -> Own {
+    let ours = config.ports;
+    Own::new(config.pod.ips.iter().copied(), [ours.inbound, ours.outbound, ours.health, ports::SELF_PROOF])
+}
+
+fn ca_client(config: &Config) -> CaClient {
+    CaClient {
+        trust_domain: config.trust_domain.clone(),
+        ca_address: config.ca.address.clone(),
+        ca_id: config.ca.id.clone(),
+        token_file: config.ca.token_file.clone(),
+        bootstrap: config.ca.bootstrap.clone(),
+        mark: config.mark,
+        ttl: config.ca.ttl,
+    }
+}
+
+fn discovery_settings(config: &Config) -> Settings {
+    Settings {
+        trust_domain: config.trust_domain.clone(),
+        controller: config.controller.id.clone(),
+        addresses: config.controller.addresses.clone(),
+        namespace: config.pod.namespace.clone(),
+        pod_uid: config.pod.uid.clone(),
+        mark: config.mark,
+    }
+}
+
+fn pool_limits(limits: &Limits) -> pool::Limits {
+    pool::Limits { total: limits.pool_total, each: limits.pool_each, idle: limits.pool_idle }
+}
