@@ -1,12 +1,14 @@
-//! The decision.
+//! The decision: one attempt against one workload's rules. Called by the proxy for each application connection and again
+//! whenever rules change, and by `countersign policy`. Must never admit what it is not sure of.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::Action;
+use crate::model::{Action, Mode};
+use crate::modes::{Mtls, Posture};
 use crate::principal::Principal;
-use crate::set::PolicySet;
+use crate::set::{Asked, PolicySet};
 
 /// One application connection that asks to come in.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +84,10 @@ pub struct RuleRef {
 }
 
 impl RuleRef {
+    pub(crate) fn new(policy: Arc<str>, index: Option<u32>) -> Self {
+        Self { policy, index }
+    }
+
     /// "namespace/name".
     pub fn policy(&self) -> &str {
         &self.policy
@@ -145,12 +151,73 @@ impl Decision {
 }
 
 /// Decides one attempt.
+///
+/// A matching enforced Deny refuses; else a matching enforced Allow admits; else it is refused. Then the posture: under
+/// `Audit` what rules deny is admitted and reported, under `Off` it is admitted unasked. One thing no posture opens: under
+/// `Strict` a source without an identity needs an enforced Allow that matches it.
+///
+/// Does not allocate, but for the list of Audit-mode rules that match. Takes time for the rules that name this port (or
+/// none) and something of this source, and for no others.
 pub fn decide(set: &PolicySet, attempt: &Attempt<'_>) -> Decision {
-    let _ = (set, attempt);
-    Decision {
-        allowed: false,
-        reason: Reason::NoPolicy,
-        rule: None,
-        audit: Vec::new(),
+    let modes = set.modes();
+    let plaintext = attempt.source == Source::Unauthenticated && modes.mtls == Mtls::Strict;
+    if modes.posture == Posture::Off && !plaintext {
+        return Decision::unasked();
+    }
+    let found = Found::search(set, &Asked::new(attempt));
+    let rule = |at: Option<usize>| at.and_then(|at| set.rules().get(at)).map(|rule| rule.name.clone());
+    let refused_by_mode = plaintext && found.allow.is_none();
+    let (reason, rule) = match (found.deny, found.allow) {
+        _ if modes.posture == Posture::Off && !refused_by_mode => return Decision::unasked(),
+        (Some(deny), _) => {
+            let deny = rule(Some(deny));
+            let known = deny.as_ref().is_some_and(|rule| rule.index().is_some());
+            match known {
+                true => (Reason::DeniedByRule, deny),
+                false => (Reason::DeniedByUnknownRule, deny),
+            }
+        }
+        (None, Some(allow)) => (Reason::Allowed, rule(Some(allow))),
+        (None, None) if refused_by_mode => (Reason::PlaintextUnderStrict, None),
+        (None, None) if set.is_empty() => (Reason::NoPolicy, None),
+        (None, None) => (Reason::NoRuleMatched, None),
+    };
+    let admitted = reason == Reason::Allowed || modes.posture != Posture::Enforce;
+    Decision { allowed: admitted && !refused_by_mode, reason, rule, audit: audited(set, found.audit) }
+}
+
+/// Places of the rules that match: the first of each enforced action, and all that are only audited.
+#[derive(Default)]
+struct Found {
+    deny: Option<usize>,
+    allow: Option<usize>,
+    audit: Vec<usize>,
+}
+
+impl Found {
+    fn search(set: &PolicySet, asked: &Asked<'_>) -> Self {
+        let mut found = Self::default();
+        let first = |at: &mut Option<usize>, new: usize| *at = Some(at.map_or(new, |old| old.min(new)));
+        set.matching(asked, |at, rule| match (rule.mode, rule.action) {
+            (Mode::Enforce, Action::Deny) => first(&mut found.deny, at),
+            (Mode::Enforce, Action::Allow) => first(&mut found.allow, at),
+            (Mode::Audit, _) => found.audit.push(at),
+        });
+        found
+    }
+}
+
+fn audited(set: &PolicySet, mut places: Vec<usize>) -> Vec<Audited> {
+    places.sort_unstable();
+    let rules = places.iter().filter_map(|at| set.rules().get(*at));
+    let mut audited: Vec<Audited> =
+        rules.map(|rule| Audited { rule: rule.name.clone(), action: rule.action }).collect();
+    audited.dedup_by(|later, first| later.rule.policy == first.rule.policy);
+    audited
+}
+
+impl Decision {
+    fn unasked() -> Self {
+        Self { allowed: true, reason: Reason::NotEvaluated, rule: None, audit: Vec::new() }
     }
 }

@@ -11,10 +11,10 @@ mod trace;
 
 pub use decide::{Attempt, Audited, Decision, Reason, RuleRef, Source, decide};
 pub use model::{API_VERSION, Action, FEATURE_LEVEL, KIND, Mode, Policy};
-pub use modes::{
-    Egress, LABEL_EGRESS, LABEL_MTLS, LABEL_POSTURE, LabelProblem, Modes, Mtls, Posture,
+pub use modes::{Egress, LABEL_EGRESS, LABEL_MTLS, LABEL_POSTURE, LabelProblem, Modes, Mtls, Posture};
+pub use parse::{
+    Document, MAX_DOCUMENTS, MAX_ENTRIES, MAX_RULES, MAX_TEXT_BYTES, ParseError, documents, parse, parse_document,
 };
-pub use parse::{Document, ParseError, documents, parse, parse_document};
 pub use principal::{Principal, PrincipalError};
-pub use set::{PolicySet, Received};
-pub use trace::{Attempted, Trace, Try, trace};
+pub use set::{Condition, PolicySet, Received};
+pub use trace::{Attempted, Failed, Trace, Try, trace};

@@ -91,11 +91,7 @@ pub struct Modes {
 impl Default for Modes {
     /// What no label at all means: Strict, Enforce, Any.
     fn default() -> Self {
-        Self {
-            mtls: Mtls::Strict,
-            posture: Posture::Enforce,
-            egress: Egress::Any,
-        }
+        Self { mtls: Mtls::Strict, posture: Posture::Enforce, egress: Egress::Any }
     }
 }
 
@@ -121,12 +117,7 @@ impl Modes {
         let mut problems = Vec::new();
         let mut problem = |label, value: &str, expected, taken_as| {
             let value = value.chars().take(63).collect();
-            problems.push(LabelProblem {
-                label,
-                value,
-                expected,
-                taken_as,
-            });
+            problems.push(LabelProblem { label, value, expected, taken_as });
         };
         if let Some(word) = labels.get(LABEL_MTLS) {
             modes.mtls = Mtls::from_word(word);
@@ -137,12 +128,7 @@ impl Modes {
         if let Some(word) = labels.get(LABEL_POSTURE) {
             modes.posture = Posture::from_word(word);
             if Posture::known(word).is_none() {
-                problem(
-                    LABEL_POSTURE,
-                    word,
-                    "Enforce, Audit, Off",
-                    modes.posture.as_str(),
-                );
+                problem(LABEL_POSTURE, word, "Enforce, Audit, Off", modes.posture.as_str());
             }
         }
         if let Some(word) = labels.get(LABEL_EGRESS) {
@@ -160,35 +146,23 @@ mod tests {
     use super::*;
 
     fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs
-            .iter()
-            .map(|(k, v)| (k.to_string(), v.to_string()))
-            .collect()
+        pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
     }
 
     #[test]
     fn absent_labels_are_strict_enforce_any() {
         let (modes, problems) = Modes::from_labels(&labels(&[("team", "shop")]));
         assert_eq!(modes, Modes::default());
-        assert_eq!(
-            (modes.mtls, modes.posture, modes.egress),
-            (Mtls::Strict, Posture::Enforce, Egress::Any)
-        );
+        assert_eq!((modes.mtls, modes.posture, modes.egress), (Mtls::Strict, Posture::Enforce, Egress::Any));
         assert!(problems.is_empty());
     }
 
     #[test]
     fn bad_words_are_the_strictest_and_reported() {
         for bad in ["", "permissive", "off", "any", "Off ", "Permissive,Strict"] {
-            let (modes, problems) = Modes::from_labels(&labels(&[
-                (LABEL_MTLS, bad),
-                (LABEL_POSTURE, bad),
-                (LABEL_EGRESS, bad),
-            ]));
-            assert_eq!(
-                (modes.mtls, modes.posture, modes.egress),
-                (Mtls::Strict, Posture::Enforce, Egress::MeshOnly)
-            );
+            let (modes, problems) =
+                Modes::from_labels(&labels(&[(LABEL_MTLS, bad), (LABEL_POSTURE, bad), (LABEL_EGRESS, bad)]));
+            assert_eq!((modes.mtls, modes.posture, modes.egress), (Mtls::Strict, Posture::Enforce, Egress::MeshOnly));
             assert_eq!(problems.len(), 3, "{bad:?}");
         }
         let (_, problems) = Modes::from_labels(&labels(&[(LABEL_POSTURE, "audit")]));
@@ -200,14 +174,8 @@ mod tests {
 
     #[test]
     fn one_bad_label_leaves_the_others_as_spelled() {
-        let (modes, problems) = Modes::from_labels(&labels(&[
-            (LABEL_MTLS, "Permissive"),
-            (LABEL_POSTURE, "nonsense"),
-        ]));
-        assert_eq!(
-            (modes.mtls, modes.posture, modes.egress),
-            (Mtls::Permissive, Posture::Enforce, Egress::Any)
-        );
+        let (modes, problems) = Modes::from_labels(&labels(&[(LABEL_MTLS, "Permissive"), (LABEL_POSTURE, "nonsense")]));
+        assert_eq!((modes.mtls, modes.posture, modes.egress), (Mtls::Permissive, Posture::Enforce, Egress::Any));
         assert_eq!(problems.len(), 1);
     }
 

@@ -42,9 +42,7 @@ impl Principal {
         if spiffe_id.len() > MAX_ID {
             return Err(PrincipalError::TooLong);
         }
-        let rest = spiffe_id
-            .strip_prefix(SCHEME)
-            .ok_or(PrincipalError::Scheme)?;
+        let rest = spiffe_id.strip_prefix(SCHEME).ok_or(PrincipalError::Scheme)?;
         let (trust_domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         if !is_trust_domain(trust_domain) {
             return Err(PrincipalError::TrustDomain);
@@ -54,10 +52,7 @@ impl Principal {
         {
             return Err(PrincipalError::Path);
         }
-        Ok(Self {
-            id: spiffe_id.into(),
-            path_at: SCHEME.len() + trust_domain.len(),
-        })
+        Ok(Self { id: spiffe_id.into(), path_at: SCHEME.len() + trust_domain.len() })
     }
 
     /// The whole id, `spiffe://...`.
@@ -78,16 +73,8 @@ impl Principal {
     /// Namespace and service account, only of a path that is exactly `/ns/X/sa/Y`.
     pub fn service_account(&self) -> Option<(&str, &str)> {
         let mut segments = self.path().strip_prefix('/')?.split('/');
-        match (
-            segments.next(),
-            segments.next(),
-            segments.next(),
-            segments.next(),
-            segments.next(),
-        ) {
-            (Some("ns"), Some(namespace), Some("sa"), Some(account), None) => {
-                Some((namespace, account))
-            }
+        match (segments.next(), segments.next(), segments.next(), segments.next(), segments.next()) {
+            (Some("ns"), Some(namespace), Some("sa"), Some(account), None) => Some((namespace, account)),
             _ => None,
         }
     }
@@ -105,19 +92,21 @@ impl fmt::Debug for Principal {
     }
 }
 
+impl serde::Serialize for Principal {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.id)
+    }
+}
+
 /// Whether `text` is a trust domain's name.
 pub(crate) fn is_trust_domain(text: &str) -> bool {
     (1..=MAX_TRUST_DOMAIN).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
+        && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
 }
 
 fn is_segment(text: &str) -> bool {
     !matches!(text, "" | "." | "..")
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
 #[cfg(test)]
@@ -135,16 +124,8 @@ mod tests {
 
     #[test]
     fn only_exactly_ns_and_sa_name_a_service_account() {
-        for path in [
-            "",
-            "/ns/a",
-            "/ns/a/sa",
-            "/ns/a/sa/b/c",
-            "/x/ns/a/sa/b",
-            "/NS/a/sa/b",
-            "/ns/a/SA/b",
-            "/sa/a/ns/b",
-        ] {
+        for path in ["", "/ns/a", "/ns/a/sa", "/ns/a/sa/b/c", "/x/ns/a/sa/b", "/NS/a/sa/b", "/ns/a/SA/b", "/sa/a/ns/b"]
+        {
             let p = Principal::parse(&format!("spiffe://td{path}")).unwrap();
             assert_eq!(p.service_account(), None, "{path}");
         }
@@ -187,12 +168,7 @@ mod tests {
 
     #[test]
     fn what_the_grammar_allows_is_accepted() {
-        for text in [
-            "spiffe://td",
-            "spiffe://10.0.0.1/a",
-            "spiffe://a_b-c.d/...",
-            "spiffe://td/A/b/0",
-        ] {
+        for text in ["spiffe://td", "spiffe://10.0.0.1/a", "spiffe://a_b-c.d/...", "spiffe://td/A/b/0"] {
             assert_eq!(Principal::parse(text).unwrap().as_str(), text);
         }
     }
