@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::CommandFactory as _;
-use countersign_api::{env, names, ports};
+use countersign_api::{names, ports};
 use countersign_identity::{SpiffeId, TrustDomain};
 use serde::Serialize;
 

@@ -30,10 +30,12 @@ pub mod discovery;
 pub mod access_log;
 pub mod metrics;
 
-// pub mod admin;
+pub mod admin;
 pub mod drain;
-// pub mod health;
+pub mod health;
+mod http;
 pub mod logging;
+pub mod ready;
 
 pub mod intercept;
 

@@ -3,8 +3,11 @@
 //! The journeys, discovery and the TLS steps call it through cheap clones; `health` serves [`Metrics::encode`].
 //! It must never grow with what peers do: every label is a bounded word, or capped with `other` for the rest.
 
+mod follow;
 mod labels;
 mod process;
+
+pub use follow::follow_credentials;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -59,7 +62,7 @@ struct Inner {
     plaintext: Family<Destination, Counter>,
     plaintext_seen: Bounded,
     certificate_expires: Gauge,
-    certificate_refreshes: Counter,
+    certificate_refreshes: Family<labels::Outcome, Counter>,
     bundle_generation: Family<Domain, Gauge>,
     domains: Bounded,
     controller_connected: Gauge,
@@ -155,7 +158,7 @@ impl Metrics {
             ),
             plaintext_seen: Bounded::new(MAX_PLAINTEXT),
             certificate_expires: expiry(r),
-            certificate_refreshes: counter(r, "identity_cert_refresh", "SVIDs put in force"),
+            certificate_refreshes: family(r, "identity_cert_refresh", "SVIDs asked for, by what came of it"),
             bundle_generation: family(r, "trust_bundle_generation", "Generation of the trust bundle in force"),
             domains: Bounded::new(MAX_DOMAINS),
             controller_connected: gauge(r, "controller_connected", "1 while the controller's stream is up"),
@@ -222,6 +225,12 @@ impl Metrics {
         self.0.plaintext_seen.values()
     }
 
+    /// Application connections open now: inbound, outbound.
+    #[must_use]
+    pub fn open_connections(&self) -> (i64, i64) {
+        (self.0.inbound.open.get(), self.0.outbound.open.get())
+    }
+
     /// The pool holds this many idle connections.
     pub fn pool_idle(&self, connections: usize) {
         self.0.pool_idle.set(i64::try_from(connections).unwrap_or(i64::MAX));
@@ -237,10 +246,16 @@ impl Metrics {
         self.0.lookups.get_or_create(&labels::Outcome { result }).inc();
     }
 
+    /// SVIDs were put in force since the last call, or could not be obtained.
+    pub fn renewals(&self, good: u64, failed: u64) {
+        for (result, count) in [("ok", good), ("failed", failed)] {
+            self.0.certificate_refreshes.get_or_create(&labels::Outcome { result }).inc_by(count);
+        }
+    }
+
     /// New credentials are in force: when the own SVID ends (Unix seconds), and each bundle's generation.
     pub fn credentials<'a>(&self, expires: u64, bundles: impl Iterator<Item = (&'a str, u64)>) {
         self.0.certificate_expires.set(i64::try_from(expires).unwrap_or(i64::MAX));
-        self.0.certificate_refreshes.inc();
         for (domain, generation) in bundles {
             let trust_domain = self.0.domains.label(domain);
             let generation = i64::try_from(generation).unwrap_or(i64::MAX);

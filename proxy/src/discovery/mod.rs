@@ -208,6 +208,12 @@ impl Discovery {
         view::of(&self.0)
     }
 
+    /// How the controller's stream stands.
+    #[must_use]
+    pub fn link(&self) -> LinkView {
+        self.0.link().clone()
+    }
+
     /// [`Discovery::in_mesh`], waiting for the first ranges until `deadline`.
     async fn ranges_known(&self, deadline: Instant, ip: IpAddr) -> Option<bool> {
         if let Some(inside) = self.in_mesh(ip) {
