@@ -7,9 +7,11 @@ mod child;
 mod command;
 pub mod enter;
 pub mod load;
+pub mod mesh;
 mod namespace;
 mod net;
 pub mod relay;
+pub mod tokens;
 mod wait;
 
 pub use child::{Finished, Running};
