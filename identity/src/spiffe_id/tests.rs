@@ -1,5 +1,7 @@
 //! What is an id and what is not, and agreement with the `spiffe` crate, whose only known difference is length.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use proptest::prelude::*;
 

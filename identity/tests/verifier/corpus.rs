@@ -27,7 +27,7 @@ const fn no(name: &'static str, ours: &'static str, make: fn() -> Case) -> Entry
 pub const CORPUS: &[Entry] = &[
     // Right.
     yes("issuer_and_leaf", || with_leaf(|_| {})),
-    yes("as_server", || with_leaf(|_| {}).as_server()),
+    yes("as_server", || with_leaf(|_| {}).of_server()),
     yes("directly_under_root", directly_under_root),
     yes("two_intermediates", two_intermediates),
     yes("root_in_chain", root_in_chain),
@@ -46,7 +46,7 @@ pub const CORPUS: &[Entry] = &[
     yes("issuer_with_own_id_and_slash", || with_issuer(|p| p.subject_alt_names = vec![uri("spiffe://cluster.local/")])),
     yes("root_path_len_met", || with_root(|p| p.is_ca = ca(1))),
     yes("issuer_path_len_met", || with_issuer(|p| p.is_ca = ca(0))),
-    yes("issuer_with_both_ekus", || with_issuer(|p| both_ekus(p))),
+    yes("issuer_with_both_ekus", || with_issuer(both_ekus)),
     yes("issuer_with_dns_constraint", dns_constraint),
     yes("p384", || with_keys(&rcgen::PKCS_ECDSA_P384_SHA384)),
     yes("ed25519", || with_keys(&rcgen::PKCS_ED25519)),
@@ -160,7 +160,7 @@ pub const CORPUS: &[Entry] = &[
         with_leaf(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth])
     }),
     no("client_only_leaf_as_server", "extended_key_usage", || {
-        with_leaf(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]).as_server()
+        with_leaf(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]).of_server()
     }),
     no("server_only_issuer", "extended_key_usage", || {
         with_issuer(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth])

@@ -170,7 +170,7 @@ fn an_extended_key_usage_must_hold_the_peers_side() {
         assert_eq!(case(name).refused(), VerifyError::ExtendedKeyUsage, "{name}");
     }
     let mut other_side = case("server_only_leaf_as_client");
-    other_side = other_side.as_server();
+    other_side = other_side.of_server();
     other_side.accepted();
 }
 

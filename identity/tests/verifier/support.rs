@@ -214,7 +214,7 @@ impl Case {
         self
     }
 
-    pub fn as_server(mut self) -> Self {
+    pub fn of_server(mut self) -> Self {
         self.purpose = Purpose::Server;
         self
     }
