@@ -151,7 +151,7 @@ impl fmt::Display for ConfigError {
         for (i, problem) in self.0.iter().enumerate() {
             let (flag, variable) = spelled(problem.setting);
             let end = if i + 1 < self.0.len() { "\n" } else { "" };
-            write!(f, "--{flag} ({variable}): {}{end}", problem.message)?;
+            write!(f, "error: --{flag} ({variable}): {}{end}", problem.message)?;
         }
         Ok(())
     }
@@ -172,18 +172,16 @@ impl Config {
     }
 }
 
-/// Variables that look like ours and are nobody's: a misspelled setting would otherwise be none. What Kubernetes itself
-/// writes for a service named `countersign-...` is not taken for one.
+/// Variables that look like ours and are no setting of this process: a misspelled one would otherwise go unnoticed. They
+/// may be meant for another process, so the start goes on and names them. What Kubernetes itself writes for a service
+/// named `countersign-...` is not among them.
 #[must_use]
-pub fn unknown_variables(present: impl Iterator<Item = String>) -> Vec<String> {
+pub fn unknown_variables(present: &[String]) -> Vec<&str> {
     let known = known_variables(&Cli::command());
-    let of_kubernetes = |name: &str| {
-        name.ends_with("_SERVICE_HOST")
-            || name.contains("_SERVICE_PORT")
-            || name.ends_with("_PORT")
-            || name.contains("_PORT_")
-    };
-    present.filter(|name| name.starts_with("COUNTERSIGN_") && !known.contains(name) && !of_kubernetes(name)).collect()
+    let services: Vec<_> = present.iter().filter_map(|name| name.strip_suffix("SERVICE_HOST")).collect();
+    let of_kubernetes = |name: &str| services.iter().any(|service| name.starts_with(service));
+    let ours = present.iter().map(String::as_str).filter(|name| name.starts_with("COUNTERSIGN_"));
+    ours.filter(|name| !known.iter().any(|known| known == name) && !of_kubernetes(name)).collect()
 }
 
 fn known_variables(command: &clap::Command) -> Vec<String> {

@@ -149,7 +149,9 @@ impl Proxy {
         let limit = self.config.limits.connect;
         match timeout(limit, countersign_credentials::dial(address, self.config.mark)).await {
             Ok(dialled) => dialled,
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} ms", limit.as_millis()))),
+            Err(_) => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} ms", limit.as_millis())))
+            }
         }
     }
 

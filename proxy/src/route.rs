@@ -144,8 +144,6 @@ fn hop(proxy: &Proxy, endpoint: &Endpoint) -> Hop {
 fn no_answer(error: LookupError) -> Refusal {
     match error {
         LookupError::NoAnswer => Refusal::control_plane("no_answer", error.to_string()),
-        LookupError::TooMany => {
-            Refusal { result: "lookups_exceeded", blame: Blame::App, detail: error.to_string() }
-        }
+        LookupError::TooMany => Refusal { result: "lookups_exceeded", blame: Blame::App, detail: error.to_string() },
     }
 }

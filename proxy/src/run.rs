@@ -15,16 +15,20 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::access_log::{AccessLog, Writer};
+use crate::admin::{self, Admin};
 use crate::config::{Config, Limits};
 use crate::discovery::{Discovery, Settings};
 use crate::drain::{Drain, Ended};
+use crate::health::{self, Health};
 use crate::intercept::guard::Own;
 use crate::listen::{accept_loop, bind};
+use crate::logging::Log;
 use crate::metrics::Metrics;
 use crate::outcome::Direction;
 use crate::permit::Permits;
 use crate::pool::{self, Pool};
 use crate::proxy::Proxy;
+use crate::ready::Readiness;
 use crate::slots::Slots;
 use crate::tls::Generation;
 use crate::{inbound, outbound};
@@ -38,7 +42,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When a port cannot be bound or a part cannot be started.
-pub fn run(config: Config, log: crate::logging::Log) -> anyhow::Result<Ended> {
+pub fn run(config: Config, log: Log) -> anyhow::Result<Ended> {
     let mut runtime = match config.worker_threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         threads => {
@@ -57,7 +61,10 @@ pub fn run(config: Config, log: crate::logging::Log) -> anyhow::Result<Ended> {
     Ok(ended)
 }
 
-async fn serve(config: Arc<Config>, log: crate::logging::Log) -> anyhow::Result<(Ended, Option<Writer>)> {
+async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<Writer>)> {
+    let started = std::time::Instant::now();
+    let admin_socket = admin::bind(&config.admin_socket).context("binding the admin socket")?;
+    let health_listener = health::bind(config.ports.health).context("binding the health port")?;
     let inbound_listeners = bind(Direction::Inbound, config.ports.inbound).context("binding the inbound port")?;
     let outbound_listeners = bind(Direction::Outbound, config.ports.outbound).context("binding the outbound port")?;
     let drain = Drain::new(config.drain_deadline);
@@ -71,6 +78,24 @@ async fn serve(config: Arc<Config>, log: crate::logging::Log) -> anyhow::Result<
     tokio::spawn(follow);
     let permits = Permits::new(discovery.rules());
     tokio::spawn(Arc::clone(&permits).follow());
+
+    let readiness = Readiness::new(svid.credentials.clone(), discovery.rules(), drain.clone());
+    tokio::spawn(health::serve(health_listener, Health { readiness: readiness.clone(), metrics: metrics.clone() }));
+    let admin = Admin {
+        config: Arc::clone(&config),
+        credentials: svid.credentials.clone(),
+        ca_status: svid.status,
+        discovery: discovery.clone(),
+        metrics: metrics.clone(),
+        readiness: readiness.clone(),
+        drain: drain.clone(),
+        log,
+        started,
+    };
+    tokio::spawn(admin::serve(admin_socket, Arc::new(admin)));
+    if let Some(file) = config.ready_file.clone() {
+        tokio::spawn(readiness.clone().keep_file(file));
+    }
 
     let proxy = Arc::new(Proxy {
         own: own(&config),
@@ -91,6 +116,7 @@ async fn serve(config: Arc<Config>, log: crate::logging::Log) -> anyhow::Result<
         [Direction::Inbound, Direction::Outbound].map(|_| Arc::new(Semaphore::new(proxy.config.limits.connections)));
     accept(&proxy, Direction::Inbound, inbound_listeners, &places[0]);
     accept(&proxy, Direction::Outbound, outbound_listeners, &places[1]);
+    readiness.listeners_bound();
     tracing::info!(
         pod = %proxy.config.pod.name,
         id = %proxy.config.id,

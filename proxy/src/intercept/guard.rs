@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn a_neighbour_cannot_name_another_host() {
-        for address in ["10.77.0.3:80", "169.254.169.254:80", "0.0.0.0:80", "[::]:80", "255.255.255.255:80", "[fe80::1]:80"]
+        for address in
+            ["10.77.0.3:80", "169.254.169.254:80", "0.0.0.0:80", "[::]:80", "255.255.255.255:80", "[fe80::1]:80"]
         {
             assert!(matches!(own().inbound(at(address)), Err(BadDestination::NotOurs(_))), "{address}");
         }

@@ -58,7 +58,12 @@ fn only_ready_endpoints_that_were_not_tried_are_picked() {
 #[test]
 fn all_endpoints_are_used_and_the_one_with_fewer_connections_wins() {
     let (mut case, s) = (Case::new(), service(&[(1, true, ""), (2, true, "")]));
-    let loads: Vec<Load> = (0..100).map(|_| { let a = case.pick(&s, &[]).unwrap(); case.picks.load(a) }).collect();
+    let loads: Vec<Load> = (0..100)
+        .map(|_| {
+            let a = case.pick(&s, &[]).unwrap();
+            case.picks.load(a)
+        })
+        .collect();
     let first = loads.iter().filter(|l| l.address == address(1)).count();
     assert_eq!(first, 50, "of two, the one with fewer open connections is always taken");
     drop(loads);

@@ -1,7 +1,7 @@
 use super::*;
+use crate::first_bytes::Replay;
 use crate::testing::{TestCa, tcp_pair};
 use crate::tls;
-use crate::first_bytes::Replay;
 use crate::wire::frame::Took;
 use std::task::Poll;
 

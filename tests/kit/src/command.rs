@@ -133,6 +133,10 @@ impl PodCommand {
             ensure!(!self.rootless, "user {uid}: there is only one user in a rootless namespace");
             command.args(["setpriv", &format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups", "--"]);
         }
+        // Settings of ours in the caller's environment are not the program's.
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("COUNTERSIGN_")) {
+            command.env_remove(key);
+        }
         command.arg(&self.program).args(&self.args).envs(self.envs.iter().map(|(k, v)| (k, v)));
         if let Some(folder) = &self.folder {
             command.current_dir(folder);

@@ -1,0 +1,339 @@
+//! Which packets are redirected: what the operator chose, made into the chains of table `inet countersign`. Pure.
+//!
+//! Called by `install` and `check`. The order of the rules matters: the first that matches decides.
+//! It must never leave a way past the sidecar that is not spelled in `Rules`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::expression::{Expression, Header, Meta};
+
+/// Name of our table; it is ours alone, and replaced as a whole.
+pub(super) const TABLE: &str = "countersign";
+
+/// Longest skip list: a batch must fit in one netlink message.
+pub const MAX_SKIPPED: usize = 128;
+
+/// Never redirected: what a pod says to itself there crosses no network.
+const LOOPBACKS: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+];
+const LOOPBACK_NAME: &[u8; 16] = b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+const TCP: u8 = 6;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+/// RTN_LOCAL
+const LOCAL: u32 = 2;
+/// NF_CT_STATE_INVALID_BIT
+const INVALID: u32 = 1;
+
+/// What is redirected, and where to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Port of the inbound listener.
+    pub inbound_port: u16,
+    /// Port of the outbound listener.
+    pub outbound_port: u16,
+    /// Port of `/livez /readyz /metrics`, reached from outside without redirect.
+    pub health_port: u16,
+    /// The proxy's own traffic, by the user it runs as.
+    pub exempt_uid: Option<u32>,
+    /// The proxy's own traffic, by the mark that it sets on its sockets.
+    pub exempt_mark: Option<u32>,
+    /// Ports of the pod that are reached from outside past the sidecar: without mTLS, without rules.
+    pub skip_inbound_ports: Vec<u16>,
+    /// Ports elsewhere that the app reaches past the sidecar.
+    pub skip_outbound_ports: Vec<u16>,
+    /// Addresses that the app reaches past the sidecar.
+    pub skip_outbound_cidrs: Vec<IpNet>,
+}
+
+/// Why rules cannot be set as asked. Ours to say before anything is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadRules {
+    /// Without one the proxy would be redirected to itself for ever.
+    #[error("neither a user nor a mark exempts the proxy's own traffic: it would be redirected to itself")]
+    NoExemption,
+    /// User 0 or mark 0 would exempt what others send too.
+    #[error("{0} 0 is everybody's: it would exempt more than the proxy")]
+    Everybody(&'static str),
+    /// Ports of the proxy that are zero or not different.
+    #[error("the ports for inbound, outbound and health must be three different ones, and none of them 0")]
+    Ports,
+    /// More than [`MAX_SKIPPED`].
+    #[error("more than {MAX_SKIPPED} {0} to skip")]
+    TooMany(&'static str),
+}
+
+/// A chain with its hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub(super) name: String,
+    /// `nat` or `filter`.
+    pub(super) kind: String,
+    /// NF_INET_*
+    pub(super) hook: u32,
+    pub(super) priority: i32,
+    /// What becomes of a packet that no rule decided: accepted, or else dropped.
+    pub(super) accepts: bool,
+    pub(super) rules: Vec<Rule>,
+}
+
+/// A rule: every expression must match for the last one to act.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    /// As `nft` would print it; of what was read from the kernel, the expressions.
+    pub(super) text: String,
+    pub(super) expressions: Vec<Expression>,
+}
+
+/// Two rules are the same if they do the same, whatever they are called.
+impl PartialEq for Rule {
+    fn eq(&self, other: &Self) -> bool {
+        self.expressions == other.expressions
+    }
+}
+
+impl Eq for Rule {}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Rules {
+    /// Refuses what cannot work.
+    pub(super) fn judge(&self) -> Result<(), BadRules> {
+        let ports = [self.inbound_port, self.outbound_port, self.health_port];
+        if ports.contains(&0) || ports[0] == ports[1] || ports[1] == ports[2] || ports[0] == ports[2] {
+            return Err(BadRules::Ports);
+        }
+        match (self.exempt_uid, self.exempt_mark) {
+            (None, None) => return Err(BadRules::NoExemption),
+            (Some(0), _) => return Err(BadRules::Everybody("user")),
+            (_, Some(0)) => return Err(BadRules::Everybody("mark")),
+            _ => {}
+        }
+        let lists = [
+            ("inbound ports", self.skip_inbound_ports.len()),
+            ("outbound ports", self.skip_outbound_ports.len()),
+            ("outbound networks", self.skip_outbound_cidrs.len()),
+        ];
+        match lists.into_iter().find(|(_, length)| *length > MAX_SKIPPED) {
+            Some((list, _)) => Err(BadRules::TooMany(list)),
+            None => Ok(()),
+        }
+    }
+
+    /// The chains, as they must be in the kernel.
+    pub(super) fn chains(&self) -> Vec<Chain> {
+        vec![self.prerouting(), self.output(), strays()]
+    }
+
+    /// What comes in from outside the pod, to whatever address of the pod: to the inbound listener. An address of another
+    /// interface or of loopback too: the kernel would deliver it to the app, so the proxy must see it, and refuse.
+    fn prerouting(&self) -> Chain {
+        let mut rules = vec![
+            only_tcp(),
+            not_loopback(),
+            Rule::new(
+                "fib daddr type != local return",
+                [Expression::FibDestinationType, Expression::Different(LOCAL.to_ne_bytes().to_vec())],
+            )
+            .returns(),
+        ];
+        rules.extend([self.health_port].iter().chain(&self.skip_inbound_ports).map(|port| skip_port(*port)));
+        rules.push(redirect(self.inbound_port));
+        Chain::new("prerouting", "nat", 0, -100, rules)
+    }
+
+    /// What the app sends, but for loopback: to the outbound listener. The pod's own address too, although that is
+    /// routed over loopback: the proxy decides it with the pod's own identity.
+    fn output(&self) -> Chain {
+        let mut rules = vec![only_tcp()];
+        if let Some(uid) = self.exempt_uid {
+            rules.push(exempt("skuid", Meta::SocketUid, uid));
+        }
+        if let Some(mark) = self.exempt_mark {
+            rules.push(exempt("mark", Meta::Mark, mark));
+        }
+        rules.extend(self.skip_outbound_ports.iter().map(|port| skip_port(*port)));
+        rules.extend(LOOPBACKS.iter().chain(&self.skip_outbound_cidrs).map(|network| skip_network(*network)));
+        rules.push(redirect(self.outbound_port));
+        Chain::new("output", "nat", 3, -100, rules)
+    }
+}
+
+/// Packets that connection tracking cannot place pass by the redirect, and would meet the app's own listening port, whose
+/// reset ends the peer's connection (docs/decisions/0002). Nobody misses them: what matters is sent again.
+fn strays() -> Chain {
+    let rules = vec![
+        only_tcp(),
+        not_loopback(),
+        Rule::new(
+            "ct state invalid drop",
+            [
+                Expression::ConntrackState,
+                Expression::Mask(INVALID.to_ne_bytes().to_vec()),
+                Expression::Different(vec![0; 4]),
+            ],
+        )
+        .and(Expression::Drop),
+    ];
+    Chain::new("strays", "filter", 1, 0, rules)
+}
+
+impl Chain {
+    fn new(name: &str, kind: &str, hook: u32, priority: i32, rules: Vec<Rule>) -> Self {
+        Self { name: name.into(), kind: kind.into(), hook, priority, accepts: true, rules }
+    }
+}
+
+impl Rule {
+    fn new(text: impl Into<String>, expressions: impl Into<Vec<Expression>>) -> Self {
+        Self { text: text.into(), expressions: expressions.into() }
+    }
+
+    fn and(mut self, last: Expression) -> Self {
+        self.expressions.push(last);
+        self
+    }
+
+    fn returns(self) -> Self {
+        self.and(Expression::Return)
+    }
+}
+
+/// UDP and all else passes by.
+fn only_tcp() -> Rule {
+    Rule::new("meta l4proto != tcp return", [Expression::Meta(Meta::Transport), Expression::Different(vec![TCP])]).returns()
+}
+
+/// What did not come from outside the pod is no concern of this chain.
+fn not_loopback() -> Rule {
+    let expressions = [Expression::Meta(Meta::InterfaceIn), Expression::Equal(LOOPBACK_NAME.to_vec())];
+    Rule::new("iifname \"lo\" return", expressions).returns()
+}
+
+fn exempt(word: &str, key: Meta, value: u32) -> Rule {
+    let expressions = [Expression::Meta(key), Expression::Equal(value.to_ne_bytes().to_vec())];
+    Rule::new(format!("meta {word} {value} return"), expressions).returns()
+}
+
+fn skip_port(port: u16) -> Rule {
+    let mut expressions = tcp().to_vec();
+    expressions.push(Expression::Payload { header: Header::Transport, offset: 2, length: 2 });
+    expressions.push(Expression::Equal(port.to_be_bytes().to_vec()));
+    Rule::new(format!("tcp dport {port} return"), expressions).returns()
+}
+
+fn skip_network(network: IpNet) -> Rule {
+    let network = network.trunc();
+    let (word, family, offset) = match network {
+        IpNet::V4(_) => ("ip", NFPROTO_IPV4, 16),
+        IpNet::V6(_) => ("ip6", NFPROTO_IPV6, 24),
+    };
+    let (address, mask) = (octets(network.network()), octets(network.netmask()));
+    let length = u32::try_from(address.len()).unwrap_or_default();
+    let mut expressions = vec![
+        Expression::Meta(Meta::Family),
+        Expression::Equal(vec![family]),
+        Expression::Payload { header: Header::Network, offset, length },
+    ];
+    if network.prefix_len() < network.max_prefix_len() {
+        expressions.push(Expression::Mask(mask));
+    }
+    expressions.push(Expression::Equal(address));
+    Rule::new(format!("{word} daddr {network} return"), expressions).returns()
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The kernel takes a port to redirect to only from a register, and only behind a match on the protocol.
+fn redirect(port: u16) -> Rule {
+    let mut expressions = tcp().to_vec();
+    expressions.push(Expression::Port(port));
+    Rule::new(format!("meta l4proto tcp redirect to :{port}"), expressions).and(Expression::Redirect)
+}
+
+fn tcp() -> [Expression; 2] {
+    [Expression::Meta(Meta::Transport), Expression::Equal(vec![TCP])]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> Rules {
+        Rules {
+            inbound_port: 15006,
+            outbound_port: 15001,
+            health_port: 15020,
+            exempt_uid: Some(1337),
+            exempt_mark: None,
+            skip_inbound_ports: Vec::new(),
+            skip_outbound_ports: Vec::new(),
+            skip_outbound_cidrs: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn rules_that_would_turn_the_proxy_on_itself_are_refused() {
+        assert_eq!(rules().judge(), Ok(()));
+        assert_eq!(Rules { exempt_uid: None, ..rules() }.judge(), Err(BadRules::NoExemption));
+        assert_eq!(Rules { exempt_uid: None, exempt_mark: Some(1337), ..rules() }.judge(), Ok(()));
+        assert_eq!(Rules { exempt_uid: Some(0), ..rules() }.judge(), Err(BadRules::Everybody("user")));
+        assert_eq!(Rules { exempt_mark: Some(0), ..rules() }.judge(), Err(BadRules::Everybody("mark")));
+        for ports in [[0, 1, 2], [1, 1, 2], [1, 2, 2], [1, 2, 1]] {
+            let [inbound_port, outbound_port, health_port] = ports;
+            let bad = Rules { inbound_port, outbound_port, health_port, ..rules() };
+            assert_eq!(bad.judge(), Err(BadRules::Ports), "{ports:?}");
+        }
+    }
+
+    #[test]
+    fn skip_lists_are_bounded() {
+        let full = Rules { skip_outbound_ports: (1..=128).collect(), ..rules() };
+        assert_eq!(full.judge(), Ok(()));
+        let over = Rules { skip_outbound_ports: (1..=129).collect(), ..rules() };
+        assert_eq!(over.judge(), Err(BadRules::TooMany("outbound ports")));
+    }
+
+    #[test]
+    fn each_skipped_thing_is_a_rule_of_its_own_before_the_redirect() {
+        let rules = Rules {
+            skip_inbound_ports: vec![22],
+            skip_outbound_ports: vec![25],
+            skip_outbound_cidrs: vec!["10.1.2.3/15".parse().unwrap(), "fd00::/13".parse().unwrap(), "0.0.0.0/0".parse().unwrap()],
+            exempt_mark: Some(7),
+            ..rules()
+        };
+        let texts: Vec<Vec<String>> =
+            rules.chains().into_iter().map(|chain| chain.rules.into_iter().map(|rule| rule.text).collect()).collect();
+        assert_eq!(texts[0][3..], ["tcp dport 15020 return", "tcp dport 22 return", "meta l4proto tcp redirect to :15006"]);
+        assert_eq!(
+            texts[1],
+            [
+                "meta l4proto != tcp return",
+                "meta skuid 1337 return",
+                "meta mark 7 return",
+                "tcp dport 25 return",
+                "ip daddr 127.0.0.0/8 return",
+                "ip6 daddr ::1/128 return",
+                "ip daddr 10.0.0.0/15 return",
+                "ip6 daddr fd00::/13 return",
+                "ip daddr 0.0.0.0/0 return",
+                "meta l4proto tcp redirect to :15001",
+            ]
+        );
+    }
+}
