@@ -1,0 +1,211 @@
+//! One immutable picture of the mesh: who holds which address, what stands behind a service, which rules a namespace has.
+//!
+//! Built by `source` from all objects in force, shared as `Arc<Index>`; asked by `answer`, `rules` and `server`. It must
+//! never change once built: a change is a new index.
+
+mod build;
+mod claims;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use countersign_api::controller::Rule;
+use countersign_identity::{SpiffeId, TrustDomain};
+use countersign_policy::{LabelProblem, Modes, Policy};
+
+use self::build::Building;
+pub use self::claims::{Conflict, contains};
+use crate::digest::{Content, Digest};
+use crate::model::{Kind, Mesh, Object, ObjectName, Service, Workload};
+
+/// The mesh at one moment.
+#[derive(Debug)]
+pub struct Index {
+    mesh: Mesh,
+    members: Vec<Member>,
+    services: Vec<Virtual>,
+    namespaces: BTreeMap<Arc<str>, NamespaceRules>,
+    by_address: HashMap<IpAddr, Slot>,
+    by_uid: HashMap<Arc<str>, usize>,
+    topology: Digest,
+    revision: String,
+}
+
+/// A workload with what follows from it.
+#[derive(Debug)]
+pub struct Member {
+    /// Its namespace and name.
+    pub name: ObjectName,
+    /// As the source states it.
+    pub workload: Arc<Workload>,
+    /// The identity that its service account gives it.
+    pub id: SpiffeId,
+    /// Of all that an answer says about it.
+    digest: Digest,
+}
+
+/// A service and the workloads behind it.
+#[derive(Debug)]
+pub struct Virtual {
+    /// Its namespace and name.
+    pub name: ObjectName,
+    /// As the source states it.
+    pub service: Arc<Service>,
+    /// Indexes of its workloads, all of its own namespace (CVE-2021-25740), in order of name.
+    members: Vec<usize>,
+    /// Of all that an answer says about it.
+    digest: Digest,
+}
+
+/// What a namespace says about all of its workloads.
+#[derive(Debug, Default)]
+pub struct NamespaceRules {
+    /// From its labels.
+    pub modes: Modes,
+    /// Labels that say what nobody knows; the strictest holds instead.
+    pub label_problems: Vec<LabelProblem>,
+    /// Its policies, in order of name.
+    pub rules: Vec<IndexedRule>,
+}
+
+/// A policy, ready to be sent.
+#[derive(Debug)]
+pub struct IndexedRule {
+    /// The policy itself.
+    pub policy: Arc<Policy>,
+    /// As it goes over the stream.
+    pub wire: Rule,
+    /// Of `wire`.
+    pub digest: Digest,
+}
+
+/// Everything that an answer about one address depends on, as a value: while it is equal, so is the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    in_ranges: bool,
+    holder: Option<Digest>,
+}
+
+/// Who holds an address.
+#[derive(Debug, Clone, Copy)]
+pub enum Holder<'a> {
+    /// A workload: it is the address's own.
+    Workload(&'a Member),
+    /// A service.
+    Service(&'a Virtual),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Slot {
+    Workload(usize),
+    Service(usize),
+}
+
+/// Why no index can be made of the objects.
+#[derive(Debug, PartialEq, Eq)]
+pub enum BuildError {
+    /// There is no Mesh object: nobody knows where the mesh begins.
+    NoMesh,
+    /// Objects that cannot stand side by side.
+    Conflicts(Vec<Conflict>),
+}
+
+impl Index {
+    /// Builds the index of all these objects, or says which of them cannot be.
+    ///
+    /// # Errors
+    /// No Mesh, or objects at odds with each other, with the mesh's ranges or with the trust domain this process serves.
+    pub fn build(objects: &[&Object], trust_domain: &TrustDomain) -> Result<Self, BuildError> {
+        let at = objects.iter().find(|object| matches!(object.kind, Kind::Mesh(_))).copied();
+        let mut conflicts = claims::conflicts(objects, at, trust_domain);
+        let mut building = Building::default();
+        for object in objects {
+            if let Err(problem) = building.add(object, trust_domain) {
+                conflicts.push(Conflict { sides: vec![problem] });
+            }
+        }
+        if !conflicts.is_empty() {
+            return Err(BuildError::Conflicts(conflicts));
+        }
+        match at.map(|object| &object.kind) {
+            Some(Kind::Mesh(mesh)) => Ok(building.finish(mesh.clone())),
+            _ => Err(BuildError::NoMesh),
+        }
+    }
+
+    /// The mesh itself.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// Whether the address may be meshed at all.
+    pub fn in_ranges(&self, address: IpAddr) -> bool {
+        contains(&self.mesh.pod_ranges, address) || contains(&self.mesh.service_ranges, address)
+    }
+
+    /// Who holds the address; it must be canonical.
+    pub fn holder(&self, address: IpAddr) -> Option<Holder<'_>> {
+        match *self.by_address.get(&address)? {
+            Slot::Workload(i) => self.members.get(i).map(Holder::Workload),
+            Slot::Service(i) => self.services.get(i).map(Holder::Service),
+        }
+    }
+
+    /// What an answer about this (canonical) address depends on; much cheaper than the answer.
+    pub fn stamp(&self, address: IpAddr) -> Stamp {
+        let holder = self.holder(address).map(|holder| match holder {
+            Holder::Workload(member) => member.digest,
+            Holder::Service(service) => service.digest,
+        });
+        Stamp { in_ranges: self.in_ranges(address), holder }
+    }
+
+    /// The workload of a pod UID.
+    pub fn by_uid(&self, uid: &str) -> Option<&Member> {
+        self.by_uid.get(uid).and_then(|&i| self.members.get(i))
+    }
+
+    /// The workloads behind a service.
+    pub fn behind<'a>(&'a self, service: &'a Virtual) -> impl Iterator<Item = &'a Member> {
+        service.members.iter().filter_map(|&i| self.members.get(i))
+    }
+
+    /// What binds all workloads of a namespace.
+    pub fn namespace(&self, name: &str) -> Option<&NamespaceRules> {
+        self.namespaces.get(name)
+    }
+
+    /// Every namespace that has labels or policies.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&str, &NamespaceRules)> {
+        self.namespaces.iter().map(|(name, rules)| (&**name, rules))
+    }
+
+    /// Every workload, in order of name.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Every service, in order of name.
+    pub fn services(&self) -> &[Virtual] {
+        &self.services
+    }
+
+    /// Changes exactly when some answer may: who is where, behind what, in which ranges.
+    pub fn topology(&self) -> &Digest {
+        &self.topology
+    }
+
+    /// Changes exactly when anything here does; the same on every replica.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+}
+
+impl NamespaceRules {
+    /// Adds the three words.
+    pub fn modes_content(&self, content: Content) -> Content {
+        let Modes { mtls, posture, egress } = self.modes;
+        content.text(mtls.as_str()).text(posture.as_str()).text(egress.as_str())
+    }
+}
