@@ -1,0 +1,110 @@
+//! What the CA tells about itself: ready or not, status, metrics. Asked by `health` and `admin`; it must never hold or show a
+//! key or a token.
+
+use std::sync::Arc;
+
+use countersign_credentials::SharedClock;
+use serde_json::{Value, json};
+
+use crate::attest::Jwks;
+use crate::clock::{millis, rfc3339};
+use crate::logs::LogControl;
+use crate::metrics::{Facts, Metrics};
+use crate::own::Own;
+use crate::state::{Pair, State, hex};
+use crate::watch::Bundles;
+
+/// The parts that are asked.
+pub struct Inside {
+    /// Root, issuer, bundle.
+    pub state: Arc<State>,
+    /// The CA's own SVID.
+    pub own: Arc<Own>,
+    /// The token issuer's keys.
+    pub jwks: Arc<Jwks>,
+    /// Open streams.
+    pub bundles: Arc<Bundles>,
+    /// What was counted.
+    pub metrics: Arc<Metrics>,
+    /// Wall time.
+    pub clock: SharedClock,
+    /// The configuration in force, secrets left out.
+    pub config: Value,
+    /// The logs' filter.
+    pub log: LogControl,
+    /// Set when the process is told to end.
+    pub shutdown: tokio_util::sync::CancellationToken,
+}
+
+impl Inside {
+    /// Ready: our own SVID is valid, so that callers can be served; and we were not told to end.
+    pub fn ready(&self) -> Result<(), &'static str> {
+        if self.shutdown.is_cancelled() {
+            return Err("shutting down");
+        }
+        match self.own.not_after() {
+            None => Err("no SVID of our own yet"),
+            Some(end) if end < self.clock.now() => Err("our own SVID has expired"),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The logs' filter.
+    pub fn log_filter(&self) -> String {
+        self.log.filter()
+    }
+
+    /// Changes the logs' filter.
+    pub fn set_log_filter(&self, filter: &str) -> Result<(), String> {
+        self.log.set(filter)
+    }
+
+    /// OpenMetrics text.
+    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let authority = self.state.authority();
+        self.metrics.render(Facts {
+            root_end: authority.root().not_after().as_secs(),
+            issuer_end: authority.issuer().not_after().as_secs(),
+            own_end: self.own.not_after().map_or(0, |end| end.as_secs()),
+            generation: authority.generation(),
+            watchers: self.bundles.open(),
+            token_keys: self.jwks.key_ids().len(),
+            token_keys_good: self.jwks.problem().is_none(),
+        })
+    }
+
+    /// What `countersign status` shows.
+    pub fn status(&self) -> Value {
+        let authority = self.state.authority();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "time": rfc3339(millis(&*self.clock)),
+            "ready": self.ready().is_ok(),
+            "not_ready_because": self.ready().err(),
+            "trust_domain": authority.trust_domain().as_str(),
+            "bundle_generation": authority.generation(),
+            "root": pair(authority.root()),
+            "issuer": pair(authority.issuer()),
+            "own_svid": {
+                "id": self.own.id().as_str(),
+                "not_after": self.own.not_after().map(|end| rfc3339(end.as_secs().saturating_mul(1000))),
+            },
+            "token_keys": self.jwks.key_ids(),
+            "token_keys_problem": self.jwks.problem().map(|problem| problem.to_string()),
+            "bundle_watchers": self.bundles.open(),
+        })
+    }
+}
+
+fn pair(pair: &Pair) -> Value {
+    json!({
+        "serial": pair.serial(),
+        "key_sha256": hex(&pair.key_sha256()),
+        "not_after": rfc3339(pair.not_after().as_secs().saturating_mul(1000)),
+    })
+}

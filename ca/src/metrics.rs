@@ -1,0 +1,136 @@
+//! What is counted, as OpenMetrics. Counted by the steps; printed by `health`. Labels come from bounded sets of words only:
+//! never an identity, an address or a text that a caller wrote.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Certificate {
+    certificate: &'static str,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// What is read from the parts when somebody asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// End of the root's life, seconds since 1970.
+    pub root_end: u64,
+    /// End of the issuer's life.
+    pub issuer_end: u64,
+    /// End of the CA's own SVID; 0 = none.
+    pub own_end: u64,
+    /// Number of the bundle.
+    pub generation: u64,
+    /// Open WatchBundle streams.
+    pub watchers: usize,
+    /// Token keys in force.
+    pub token_keys: usize,
+    /// False while the token keys' file is bad.
+    pub token_keys_good: bool,
+}
+
+/// All of the CA's metrics.
+pub struct Metrics {
+    registry: Registry,
+    issued: Family<Outcome, Counter>,
+    duration: Histogram,
+    watches: Family<Outcome, Counter>,
+    reloads: Family<Outcome, Counter>,
+    ends: Family<Certificate, Seconds>,
+    generation: Gauge,
+    watchers: Gauge,
+    token_keys: Gauge,
+    token_keys_good: Gauge,
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("countersign_ca"),
+            issued: Family::default(),
+            duration: Histogram::new([0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]),
+            watches: Family::default(),
+            reloads: Family::default(),
+            ends: Family::default(),
+            generation: Gauge::default(),
+            watchers: Gauge::default(),
+            token_keys: Gauge::default(),
+            token_keys_good: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("svid_requests", "SVIDs asked for, by outcome", self.issued.clone());
+        let help = "Time from a request to its answer, the audit record's way to the disk included";
+        registry.register_with_unit("svid_request_duration", help, Unit::Seconds, self.duration.clone());
+        registry.register("bundle_watches", "WatchBundle calls, by outcome", self.watches.clone());
+        registry.register("token_key_reloads", "Changes of the token keys' file, by outcome", self.reloads.clone());
+        let help = "End of a certificate's life, Unix time";
+        registry.register_with_unit("certificate_expiration_timestamp", help, Unit::Seconds, self.ends.clone());
+        registry.register("bundle_generation", "Number of the trust bundle in force", self.generation.clone());
+        registry.register("bundle_watchers", "WatchBundle streams that are open", self.watchers.clone());
+        registry.register("token_keys", "Token keys in force", self.token_keys.clone());
+        let help = "1 while the token keys' file is in force as it stands, 0 while it is bad";
+        registry.register("token_keys_good", help, self.token_keys_good.clone());
+        let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The version that runs", version);
+    }
+
+    /// One IssueSvid has ended.
+    pub fn issued(&self, outcome: &'static str, took: Duration) {
+        self.issued.get_or_create(&Outcome { outcome }).inc();
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    /// One WatchBundle was accepted, or not.
+    pub fn watch(&self, outcome: &'static str) {
+        self.watches.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// The token keys' file changed.
+    pub fn keys_reloaded(&self, good: bool) {
+        self.reloads.get_or_create(&Outcome { outcome: if good { "loaded" } else { "bad" } }).inc();
+    }
+
+    /// The text that a scraper gets.
+    pub fn render(&self, facts: Facts) -> Result<String, std::fmt::Error> {
+        for (certificate, end) in [("root", facts.root_end), ("issuer", facts.issuer_end), ("own", facts.own_end)] {
+            self.ends.get_or_create(&Certificate { certificate }).set(end as f64);
+        }
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.generation.set(i64::try_from(facts.generation).unwrap_or(i64::MAX));
+        self.watchers.set(count(facts.watchers));
+        self.token_keys.set(count(facts.token_keys));
+        self.token_keys_good.set(i64::from(facts.token_keys_good));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,297 @@
+//! Root and issuer: their keys, their certificates, and the bundle they make. Made and stored by `state`; `sign` uses the
+//! issuer. One value never changes: a renewed issuer is a new `Authority`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use countersign_identity::{BundleSet, TrustBundle, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::clock::seconds;
+
+/// Why root and issuer cannot be made, or those that were stored cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// A stored certificate or key does not parse.
+    #[error("the stored {0} does not parse")]
+    Malformed(&'static str),
+    /// A stored key is not the key of its certificate.
+    #[error("the stored {0} key is not the key of its certificate")]
+    KeyMismatch(&'static str),
+    /// The stored issuer was not signed by the stored root.
+    #[error("the stored issuer was not signed by the stored root")]
+    NotSignedByRoot,
+    /// The root does not make a bundle (as when it has expired).
+    #[error("the root makes no trust bundle: {0}")]
+    Bundle(String),
+    /// Making a key or a certificate failed.
+    #[error("cannot make the {what}: {reason}")]
+    Make {
+        /// Root or issuer.
+        what: &'static str,
+        /// What failed.
+        reason: String,
+    },
+}
+
+/// How long certificates live.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// The root's life.
+    pub root: Duration,
+    /// The issuer's life; at least three times the longest leaf's, so that renewal at a third left never shortens a leaf.
+    pub issuer: Duration,
+}
+
+/// CA certificates begin this long before they are made: longer than any clock skew that issuance accepts.
+pub const BACKDATE: Duration = Duration::from_secs(600);
+
+/// A CA certificate and its key.
+pub struct Pair {
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    serial: String,
+    not_after: UnixTime,
+}
+
+/// Everything that signing needs, and the bundle that verifies it.
+pub struct Authority {
+    trust_domain: TrustDomain,
+    root: Arc<Pair>,
+    issuer: Pair,
+    bundles: BundleSet,
+    bundle: TrustBundle,
+}
+
+impl Authority {
+    /// A new root with a new issuer, bundle generation 1.
+    pub fn create(trust_domain: &TrustDomain, lifetimes: Lifetimes, now: UnixTime) -> Result<Self, AuthorityError> {
+        let root = Arc::new(make_root(trust_domain, lifetimes.root, now)?);
+        let issuer = make_issuer(trust_domain, &root, lifetimes.issuer, now)?;
+        Self::assemble(trust_domain, 1, root, issuer, now)
+    }
+
+    /// The same root and bundle with a new issuer.
+    pub fn with_new_issuer(&self, lifetimes: Lifetimes, now: UnixTime) -> Result<Self, AuthorityError> {
+        let issuer = make_issuer(&self.trust_domain, &self.root, lifetimes.issuer, now)?;
+        Self::assemble(&self.trust_domain, self.generation(), Arc::clone(&self.root), issuer, now)
+    }
+
+    /// From what was stored, with every claim of the stored bytes checked again.
+    pub fn restore(
+        trust_domain: &TrustDomain,
+        generation: u64,
+        root: (&[u8], &[u8]),
+        issuer: (&[u8], &[u8]),
+        now: UnixTime,
+    ) -> Result<Self, AuthorityError> {
+        let root = Pair::restore("root", root)?;
+        let issuer = Pair::restore("issuer", issuer)?;
+        check_signed(&issuer.certificate, &root.certificate)?;
+        Self::assemble(trust_domain, generation, Arc::new(root), issuer, now)
+    }
+
+    fn assemble(
+        trust_domain: &TrustDomain,
+        generation: u64,
+        root: Arc<Pair>,
+        issuer: Pair,
+        now: UnixTime,
+    ) -> Result<Self, AuthorityError> {
+        let bad = |error: &dyn std::fmt::Display| AuthorityError::Bundle(error.to_string());
+        let roots = vec![root.certificate.clone()];
+        let bundle = TrustBundle::new(trust_domain.clone(), generation, roots, now).map_err(|e| bad(&e))?;
+        let bundles = BundleSet::new(vec![bundle.clone()]).map_err(|e| bad(&e))?;
+        Ok(Self { trust_domain: trust_domain.clone(), root, issuer, bundles, bundle })
+    }
+
+    /// True when a new issuer is due: a third of its life or less is left, and a new one would live longer.
+    pub fn issuer_due(&self, lifetimes: Lifetimes, now: UnixTime) -> bool {
+        let left = self.issuer.not_after.as_secs().saturating_sub(now.as_secs());
+        let new_end = end(now, lifetimes.issuer).min(self.root.not_after);
+        left <= lifetimes.issuer.as_secs() / 3 && new_end > self.issuer.not_after
+    }
+
+    /// The trust domain that this authority speaks for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Number of the bundle; grows with each change of content, over restarts too.
+    pub fn generation(&self) -> u64 {
+        self.bundle.generation()
+    }
+
+    /// The bundle in force.
+    pub fn bundle(&self) -> &TrustBundle {
+        &self.bundle
+    }
+
+    /// The bundle as verifiers take it.
+    pub fn bundles(&self) -> &BundleSet {
+        &self.bundles
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Pair {
+        &self.root
+    }
+
+    /// The issuer that signs leaves.
+    pub fn issuer(&self) -> &Pair {
+        &self.issuer
+    }
+}
+
+impl Pair {
+    /// The certificate, DER.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Serial number in hex.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Nothing signed by this key is valid later.
+    pub fn not_after(&self) -> UnixTime {
+        self.not_after
+    }
+
+    /// SHA-256 of the public key (SPKI), for records.
+    pub fn key_sha256(&self) -> [u8; 32] {
+        sha256(&self.issuer.key().subject_public_key_info())
+    }
+
+    /// The certificate as PEM.
+    pub fn pem(&self) -> String {
+        pem(&self.certificate)
+    }
+
+    pub(crate) fn signer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
+    /// The private key, PKCS#8 DER: for the encrypted state only.
+    pub(super) fn key_der(&self) -> &[u8] {
+        self.issuer.key().serialized_der()
+    }
+
+    fn restore(what: &'static str, (certificate, key): (&[u8], &[u8])) -> Result<Self, AuthorityError> {
+        let key = KeyPair::try_from(key).map_err(|_| AuthorityError::Malformed(what))?;
+        let (rest, parsed) = X509Certificate::from_der(certificate).map_err(|_| AuthorityError::Malformed(what))?;
+        if !rest.is_empty() {
+            return Err(AuthorityError::Malformed(what));
+        }
+        if parsed.public_key().raw != key.subject_public_key_info() {
+            return Err(AuthorityError::KeyMismatch(what));
+        }
+        let serial = hex(parsed.raw_serial());
+        let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+        let certificate = CertificateDer::from(certificate.to_vec());
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| AuthorityError::Malformed(what))?;
+        Ok(Self { certificate, issuer, serial, not_after: seconds(not_after) })
+    }
+}
+
+fn make_root(trust_domain: &TrustDomain, life: Duration, now: UnixTime) -> Result<Pair, AuthorityError> {
+    let what = "root";
+    let key = new_key(what)?;
+    let not_after = end(now, life);
+    let params = ca_params(what, trust_domain, 1, now, not_after)?;
+    let certificate = params.self_signed(&key).map_err(|e| make(what, e))?.der().clone();
+    Pair::restore(what, (&certificate, key.serialized_der()))
+}
+
+fn make_issuer(trust_domain: &TrustDomain, root: &Pair, life: Duration, now: UnixTime) -> Result<Pair, AuthorityError> {
+    let what = "issuer";
+    let key = new_key(what)?;
+    let not_after = end(now, life).min(root.not_after);
+    let params = ca_params(what, trust_domain, 0, now, not_after)?;
+    let certificate = params.signed_by(&key, &root.issuer).map_err(|e| make(what, e))?.der().clone();
+    Pair::restore(what, (&certificate, key.serialized_der()))
+}
+
+/// SPIFFE.md 4.1: cA, pathLen, keyCertSign alone, the trust domain as URI SAN without a path, no EKU. No URI name
+/// constraints: rustls-webpki fails closed on any (SPIFFE.md 4.4).
+fn ca_params(
+    what: &'static str,
+    trust_domain: &TrustDomain,
+    path_len: u8,
+    now: UnixTime,
+    not_after: UnixTime,
+) -> Result<CertificateParams, AuthorityError> {
+    let serial = random_serial().map_err(|reason| AuthorityError::Make { what, reason: reason.to_owned() })?;
+    let mut params = CertificateParams::default();
+    params.not_before = date(seconds(now.as_secs().saturating_sub(BACKDATE.as_secs()))).map_err(|e| make(what, e))?;
+    params.not_after = date(not_after).map_err(|e| make(what, e))?;
+    params.distinguished_name = DistinguishedName::new();
+    // A name of its own for each, so that tools that chain by name do not take an old one for a new one.
+    let name = format!("Countersign {what} {}", &hex(&serial.to_bytes())[..8]);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.serial_number = Some(serial);
+    let uri = format!("spiffe://{}", trust_domain.as_str());
+    params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().map_err(|e: rcgen::Error| make(what, e))?)];
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn check_signed(issuer: &CertificateDer<'_>, root: &CertificateDer<'_>) -> Result<(), AuthorityError> {
+    let malformed = |_| AuthorityError::Malformed("chain");
+    let (_, root) = X509Certificate::from_der(root).map_err(malformed)?;
+    let (_, issuer) = X509Certificate::from_der(issuer).map_err(malformed)?;
+    issuer.verify_signature(Some(root.public_key())).map_err(|_| AuthorityError::NotSignedByRoot)
+}
+
+fn new_key(what: &'static str) -> Result<KeyPair, AuthorityError> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| make(what, e))
+}
+
+fn make(what: &'static str, error: impl std::fmt::Display) -> AuthorityError {
+    AuthorityError::Make { what, reason: error.to_string() }
+}
+
+fn end(now: UnixTime, life: Duration) -> UnixTime {
+    seconds(now.as_secs().saturating_add(life.as_secs()))
+}
+
+/// A random positive serial of exactly 16 octets (RFC 5280 allows 20). rcgen's own would be the key's hash: the same at
+/// each renewal.
+pub(crate) fn random_serial() -> Result<SerialNumber, &'static str> {
+    let mut bytes = [0u8; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+pub(crate) fn date(at: UnixTime) -> Result<OffsetDateTime, time::error::ComponentRange> {
+    OffsetDateTime::from_unix_timestamp(i64::try_from(at.as_secs()).unwrap_or(i64::MAX))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    out
+}
+
+/// PEM (RFC 7468) of one certificate.
+pub fn pem(certificate: &CertificateDer<'_>) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+}

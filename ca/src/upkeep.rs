@@ -1,0 +1,119 @@
+//! What the CA does by itself: renews its issuer, renews its own SVID, reads the key set again. Run by `run` as one task, a
+//! step at a time. A failed step keeps what is in force and is tried again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_credentials::SharedClock;
+
+use crate::attest::Jwks;
+use crate::audit::{Audit, AuditError, Entry, Event, GRANTED, Recorded};
+use crate::clock::millis;
+use crate::metrics::Metrics;
+use crate::own::{Own, OwnError};
+use crate::state::{Authority, Pair, State, StateError, hex};
+
+/// Why a step failed. All our own fault, or the disk's.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum UpkeepError {
+    #[error("the issuer was not renewed: {0}")]
+    Issuer(#[from] StateError),
+    #[error("the issuer was not renewed: {0}")]
+    Audit(#[from] AuditError),
+    #[error("the own SVID was not renewed: {0}")]
+    Own(#[from] OwnError),
+}
+
+/// Half of the shortest leaf's life is 5 s: often enough for that.
+const EVERY: Duration = Duration::from_secs(1);
+/// After a failure: a full disk is not beaten every second.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// The parts that are looked after.
+pub struct Upkeep {
+    /// Root and issuer.
+    pub state: Arc<State>,
+    /// The CA's own SVID.
+    pub own: Arc<Own>,
+    /// The token issuer's keys.
+    pub jwks: Arc<Jwks>,
+    /// Where all that is signed is recorded.
+    pub audit: Audit,
+    /// Wall time.
+    pub clock: SharedClock,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Upkeep {
+    /// Never ends.
+    pub async fn run(self) {
+        let mut told = None;
+        loop {
+            self.refresh_keys(&mut told);
+            let pause = match self.renew().await {
+                Ok(()) => EVERY,
+                Err(error) => {
+                    tracing::error!(%error, "upkeep failed; what is in force stays");
+                    AFTER_FAILURE
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Renews what is due: the issuer first, so that the own leaf comes from the newer one.
+    pub async fn renew(&self) -> Result<(), UpkeepError> {
+        if let Some(draft) = self.state.draft_issuer(self.clock.now())? {
+            let _recorded = record_ca(&self.audit, Event::Issuer, &draft, millis(&*self.clock)).await?;
+            let (serial, not_after) = (draft.issuer().serial().to_owned(), draft.issuer().not_after().as_secs());
+            self.state.commit(draft)?;
+            tracing::info!(serial, not_after, "issuer renewed");
+        }
+        let authority = self.state.authority();
+        if self.own.due(&authority) {
+            self.own.renew(&authority, &self.audit).await?;
+        }
+        Ok(())
+    }
+
+    /// A bad file is told once, not each second.
+    fn refresh_keys(&self, told: &mut Option<String>) {
+        match self.jwks.refresh() {
+            Ok(changed) => {
+                *told = None;
+                if changed {
+                    self.metrics.keys_reloaded(true);
+                    tracing::info!(keys = ?self.jwks.key_ids(), "token keys reloaded");
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if told.as_ref() != Some(&text) {
+                    self.metrics.keys_reloaded(false);
+                    tracing::error!(%error, "the token keys' file is bad; the last good keys stay");
+                    *told = Some(text);
+                }
+            }
+        }
+    }
+}
+
+/// Records that a root or an issuer was made, before it is put in force.
+pub async fn record_ca(
+    audit: &Audit,
+    event: Event,
+    authority: &Authority,
+    now_ms: u64,
+) -> Result<Recorded, AuditError> {
+    let pair: &Pair = if event == Event::Root { authority.root() } else { authority.issuer() };
+    let entry = Entry {
+        serial: Some(pair.serial()),
+        key_sha256: Some(hex(&pair.key_sha256())),
+        not_after: Some(pair.not_after().as_secs()),
+        bundle_generation: Some(authority.generation()),
+        ..Entry::new(event, GRANTED)
+    };
+    audit.record(&entry, now_ms).await
+}
