@@ -1,1 +1,1 @@
-//! End-to-end tests: real programs over two sidecars.
+//! Holds no code: everything is in `tests/`, where each file is one kind of promise.
