@@ -2,6 +2,7 @@
 //!
 //! Read by `main`. It must never decide anything.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -42,16 +43,28 @@ pub enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct DemoArgs {
+    #[command(subcommand)]
+    pub command: Option<DemoCommand>,
     /// Leave it running afterwards, and print what to try
     #[arg(long)]
     pub keep: bool,
-    /// Folder of countersign-proxy, -ca and -controller, if not beside this program
-    #[arg(long, value_name = "FOLDER")]
-    pub binaries: Option<PathBuf>,
     /// Write the packet capture here (pcap), to be looked at with other programs
     #[arg(long, value_name = "FILE")]
     pub capture: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DemoCommand {
+    /// Runs a command in a pod of a demo that was left running with --keep
+    Exec {
+        /// frontend, backend-1, backend-2, intruder, stranger, system, ...
+        pod: String,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
 }
 
 #[derive(Debug, clap::Args)]

@@ -16,7 +16,7 @@ use crate::output::{self, Format, Style, Verdict};
 /// Where sockets are looked for when nothing is said.
 const DEFAULT_DIR: &str = "/run/countersign";
 /// How deep below `--dir` sockets are looked for.
-const DEPTH: usize = 3;
+const DEPTH: usize = 4;
 
 /// Asks all, prints all.
 pub fn run(args: &StatusArgs, format: Format) -> Result<Verdict> {
@@ -54,6 +54,9 @@ fn table(answers: &[(PathBuf, Result<Value>)], style: Style) -> String {
         };
         for problem in problems {
             text += &format!("{} {}: {problem}\n", style.bad("problem"), socket.display());
+        }
+        for note in answer.iter().flat_map(row::notes) {
+            text += &format!("{} {}: {note}\n", style.unsure("note"), socket.display());
         }
     }
     text

@@ -16,13 +16,21 @@ use crate::output;
 pub const HEAD: &[&str] =
     &["PROCESS", "STATE", "IDENTITY", "SVID ENDS", "BUNDLE", "RULES", "OPEN", "VERSION", "SOCKET"];
 
-const IDENTITY: &[&str] = &["/own_svid/id", "/svid/id", "/identity", "/id"];
-const ENDS: &[&str] = &["/own_svid/not_after", "/svid/not_after", "/svid/expires_at"];
-const BUNDLE: &[&str] = &["/bundle_generation", "/bundle/generation", "/svid/bundle_generation"];
-const RULES: &[&str] = &["/policy_revision", "/policy/revision", "/revision"];
-const OPEN: &[&str] = &["/connections_open", "/connections/open", "/bundle_watchers", "/proxies"];
-const PROBLEMS: &[&str] =
-    &["/not_ready_because", "/token_keys_problem", "/problem", "/last_error", "/svid/last_error", "/source/problem"];
+const IDENTITY: &[&str] = &["/own_svid/id", "/svid/id", "/id"];
+const ENDS: &[&str] = &["/own_svid/not_after", "/svid/not_after", "/credentials/not_after"];
+const BUNDLE: &[&str] = &["/bundle_generation", "/bundle/generation", "/credentials/bundles/0/generation"];
+const RULES: &[&str] = &["/policy/revision", "/revision"];
+const OPEN: &[&str] = &["/bundle_watchers", "/proxies", "/streams"];
+const PROBLEMS: &[&str] = &[
+    "/not_ready_because",
+    "/token_keys_problem",
+    "/problem",
+    "/ca/last_error",
+    "/ca/last_bundle_error",
+    "/controller/last_problem",
+    "/controller/rules_problem",
+    "/source/problem",
+];
 
 /// One row; a process that did not answer has one, too.
 pub fn row(socket: &Path, answer: &Result<Value>, now: OffsetDateTime) -> Vec<String> {
@@ -33,15 +41,14 @@ pub fn row(socket: &Path, answer: &Result<Value>, now: OffsetDateTime) -> Vec<St
         row.push(socket.display().to_string());
         return row;
     };
-    let identity = first(status, IDENTITY);
     vec![
-        process(socket, identity.as_deref()),
+        process(socket, status),
         state(status),
-        identity.unwrap_or_else(missing),
+        first(status, IDENTITY).unwrap_or_else(missing),
         first(status, ENDS).map_or_else(missing, |end| ends(&end, now)),
         first(status, BUNDLE).unwrap_or_else(missing),
         first(status, RULES).unwrap_or_else(missing),
-        first(status, OPEN).unwrap_or_else(missing),
+        open(status).unwrap_or_else(missing),
         first(status, &["/version"]).unwrap_or_else(missing),
         socket.display().to_string(),
     ]
@@ -55,35 +62,57 @@ pub fn is_well(status: &Value) -> bool {
 /// What it says is wrong.
 pub fn problems(status: &Value) -> Vec<String> {
     let named = PROBLEMS.iter().filter_map(|pointer| status.pointer(pointer)).filter_map(said);
-    let listed = status["problems"].as_array().into_iter().flatten().filter_map(said);
-    named.chain(listed).collect()
+    let listed = |field: &str| status[field].as_array().into_iter().flatten();
+    let checks = listed("checks").filter(|check| check["ok"] != true);
+    let checks = checks.map(|check| format!("{}: {}", text(&check["name"]), text(&check["detail"])));
+    named.chain(listed("problems").filter_map(said)).chain(checks).collect()
+}
+
+/// What nobody should overlook, though nothing is broken: plaintext toward addresses inside the mesh's ranges.
+pub fn notes(status: &Value) -> Vec<String> {
+    let addresses: Vec<_> = status["plaintext_inside_mesh"].as_array().into_iter().flatten().filter_map(said).collect();
+    if addresses.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "plaintext was sent to addresses inside the mesh's ranges that have no sidecar: {}",
+        addresses.join(", ")
+    )]
 }
 
 fn state(status: &Value) -> String {
-    match (first(status, &["/state", "/drain"]), &status["ready"]) {
-        (Some(word), _) if word != "running" && word != "serving" && word != "open" => word,
+    match (first(status, &["/phase"]), &status["ready"]) {
+        (Some(phase), _) if phase != "serving" => phase,
         (_, Value::Bool(true)) => "ready".to_owned(),
         (_, Value::Bool(false)) => "not ready".to_owned(),
         _ => missing(),
     }
 }
 
-/// The pod's name where the folder or the file is called so, else the account.
-fn process(socket: &Path, identity: Option<&str>) -> String {
-    let account = identity.and_then(|id| id.rsplit('/').next());
-    let stem = socket.file_stem().unwrap_or_default().to_string_lossy();
-    let folder = socket.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    match (stem.as_ref(), folder.as_ref()) {
-        ("proxy" | "admin", "countersign" | "") => account.unwrap_or(&stem).to_owned(),
-        ("proxy" | "admin", folder) => folder.to_owned(),
-        (stem, _) => stem.to_owned(),
+/// The pod of a sidecar, the account of another process; else what the socket is called.
+fn process(socket: &Path, status: &Value) -> String {
+    if let Some(pod) = first(status, &["/pod/name"]) {
+        return format!("{}/{pod}", text(&status["pod"]["namespace"]));
+    }
+    let account = first(status, IDENTITY).and_then(|id| id.rsplit('/').next().map(str::to_owned));
+    let stem = socket.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    account.or_else(|| first(status, &["/process"])).unwrap_or(stem)
+}
+
+/// Connections of a sidecar, streams of another process.
+fn open(status: &Value) -> Option<String> {
+    let connections = &status["open_connections"];
+    match (said(&connections["inbound"]), said(&connections["outbound"])) {
+        (Some(inbound), Some(outbound)) => Some(format!("{inbound} in, {outbound} out")),
+        _ => first(status, OPEN),
     }
 }
 
 fn ends(end: &str, now: OffsetDateTime) -> String {
-    match OffsetDateTime::parse(end, &Rfc3339) {
-        Ok(time) => output::span((time - now).whole_seconds()),
-        Err(_) => end.to_owned(),
+    let unix = end.parse().ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    match unix.or_else(|| OffsetDateTime::parse(end, &Rfc3339).ok()) {
+        Some(time) => output::span((time - now).whole_seconds()),
+        None => end.to_owned(),
     }
 }
 
@@ -100,6 +129,10 @@ fn said(value: &Value) -> Option<String> {
         _ => return None,
     };
     Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+}
+
+fn text(value: &Value) -> String {
+    said(value).unwrap_or_default()
 }
 
 fn missing() -> String {
@@ -142,9 +175,28 @@ mod tests {
     #[test]
     fn what_is_missing_is_shown_as_missing_and_is_not_well() {
         let row = row(Path::new("/run/x/proxy.sock"), &Ok(json!({})), OffsetDateTime::now_utc());
-        assert_eq!(row[0], "x");
+        assert_eq!(row[0], "proxy");
         assert!(row[1..8].iter().all(|cell| cell == "-"), "{row:?}");
         assert!(!is_well(&json!({})));
+    }
+
+    #[test]
+    fn a_sidecar_is_called_by_its_pod_and_its_plaintext_is_noted() {
+        let status = json!({
+            "process": "countersign-proxy", "phase": "draining", "ready": false, "pod": { "namespace": "shop", "name": "backend-1" },
+            "id": "spiffe://cluster.local/ns/shop/sa/backend", "open_connections": { "inbound": 2, "outbound": 0 },
+            "credentials": { "not_after": 1_800_000_060, "bundles": [{ "generation": 1 }] }, "policy": { "revision": "r7" },
+            "checks": [{ "name": "rules", "ok": true, "detail": "" }, { "name": "drain", "ok": false, "detail": "draining" }],
+            "ca": { "last_error": { "label": "refused", "text": "the CA refused", "at": 5 } },
+            "plaintext_inside_mesh": ["10.77.0.52"],
+        });
+        let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        let row = row(Path::new("/run/countersign/proxy.sock"), &Ok(status.clone()), now);
+        assert_eq!(row[..2], ["shop/backend-1", "draining"]);
+        assert_eq!(row[3..7], ["in 1 min", "1", "r7", "2 in, 0 out"]);
+        assert_eq!(problems(&status), ["the CA refused", "drain: draining"]);
+        assert!(notes(&status)[0].contains("10.77.0.52"));
+        assert!(notes(&json!({})).is_empty());
     }
 
     #[test]

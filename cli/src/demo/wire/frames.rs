@@ -46,8 +46,7 @@ struct Half<'a> {
 pub fn streams<'a>(frames: impl Iterator<Item = &'a [u8]>, from: &[IpAddr], to: &[IpAddr]) -> Vec<Stream> {
     let mut halves: BTreeMap<(SocketAddr, SocketAddr), Half<'a>> = BTreeMap::new();
     for segment in frames.filter_map(tcp) {
-        let (a, b) = (segment.from.ip(), segment.to.ip());
-        if !(from.contains(&a) && to.contains(&b) || from.contains(&b) && to.contains(&a)) {
+        if !segment.is_between(from, to) {
             continue;
         }
         let half = halves.entry((segment.from, segment.to)).or_default();
@@ -59,6 +58,18 @@ pub fn streams<'a>(frames: impl Iterator<Item = &'a [u8]>, from: &[IpAddr], to: 
         }
     }
     halves.into_iter().map(|((from, to), half)| half.join(from, to)).collect()
+}
+
+/// Whether a frame carries TCP between one of `from` and one of `to`, in either direction.
+pub fn is_between(frame: &[u8], from: &[IpAddr], to: &[IpAddr]) -> bool {
+    tcp(frame).is_some_and(|segment| segment.is_between(from, to))
+}
+
+impl Segment<'_> {
+    fn is_between(&self, from: &[IpAddr], to: &[IpAddr]) -> bool {
+        let (a, b) = (self.from.ip(), self.to.ip());
+        from.contains(&a) && to.contains(&b) || from.contains(&b) && to.contains(&a)
+    }
 }
 
 impl Half<'_> {
@@ -176,6 +187,8 @@ mod tests {
     fn other_peoples_frames_are_not_in_it() {
         let other = Ipv4Addr::new(10, 77, 0, 99);
         assert!(joined(&[frame(A, other, 9, SYN, b""), frame(other, B, 9, SYN, b"")]).is_empty());
+        assert!(is_between(&frame(B, A, 9, SYN, b""), &[A.into()], &[B.into()]));
+        assert!(!is_between(&frame(B, other, 9, SYN, b""), &[A.into()], &[B.into()]));
     }
 
     #[test]

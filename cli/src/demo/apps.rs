@@ -1,0 +1,112 @@
+//! The applications of the demo: real nginx and curl, and a server that speaks first. None of them knows of the mesh.
+//!
+//! Called by `stage` and the claims.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use countersign_kit::{Finished, Namespace, Pod, Running, wait_until};
+
+/// Where nginx listens.
+pub const HTTP: u16 = 8080;
+/// Where the server that speaks first listens.
+pub const BANNER: u16 = 2525;
+/// What it says, as an SMTP server would.
+const GREETING: &[u8] = b"220 mail.shop.example ESMTP ready\r\n";
+/// A program of ours that is ready is so within this.
+const READY: Duration = Duration::from_secs(10);
+/// The header that curl sends and nginx gives back.
+pub const MARKER_HEADER: &str = "X-Marker";
+/// What the load asks for; its answers are not logged.
+pub const LOAD_PATH: &str = "/kilobyte";
+
+/// Starts nginx in a pod; it is ready when this returns. Its access log is `FOLDER/access.log`.
+pub fn nginx(pod: &Pod, folder: &Path) -> Result<Running> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let file = folder.join("nginx.conf");
+    std::fs::write(&file, config(pod.name(), folder)).with_context(|| file.display().to_string())?;
+    let (folder, file) = (folder.display().to_string(), file.display().to_string());
+    let server = pod.command("nginx").args(["-p", &folder, "-c", &file, "-e", "stderr"]).spawn()?;
+    let address = SocketAddr::new(pod.v4().into(), HTTP);
+    pod.inside(|| wait_until(READY, || TcpStream::connect_timeout(&address, READY)))
+        .with_context(|| format!("nginx in {} does not listen; it said: {}", pod.name(), server.log().join("; ")))?;
+    Ok(server)
+}
+
+/// An ordinary configuration; `user` only keeps nginx from looking for another account (there may be only one).
+fn config(name: &str, folder: &Path) -> String {
+    let (mut text, folder, kilobyte) = (String::new(), folder.display(), "k".repeat(1024));
+    let _ = write!(
+        text,
+        "daemon off;\nuser root root;\nworker_processes 1;\npid {folder}/pid;\nerror_log stderr;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{\n  default_type text/plain;\n  access_log {folder}/access.log;\n  keepalive_requests 10000000;\n"
+    );
+    for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+        let _ = writeln!(text, "  {kind}_temp_path {folder}/{kind};");
+    }
+    let _ = write!(
+        text,
+        "  server {{\n    listen 0.0.0.0:{HTTP};\n    listen [::]:{HTTP};\n\
+         \x20   location / {{ return 200 \"{name} got $http_x_marker\\n\"; }}\n\
+         \x20   location {LOAD_PATH} {{ access_log off; return 200 \"{kilobyte}\"; }}\n  }}\n}}\n"
+    );
+    text
+}
+
+/// Starts the server that speaks first; it runs until the demo ends.
+pub fn banner(pod: &Pod) -> Result<()> {
+    for address in [IpAddr::from(pod.v4()), pod.v6().into()] {
+        let listener = pod.inside(|| TcpListener::bind((address, BANNER))).context("the server that speaks first")?;
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                // A client that is gone is no concern of ours.
+                let _ = stream.write_all(GREETING);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// From the call of connect to the first byte that the server says.
+pub fn first_byte(place: &Namespace, server: SocketAddr) -> Result<Duration> {
+    use std::io::Read;
+    place.inside(|| {
+        let start = Instant::now();
+        let mut stream =
+            TcpStream::connect_timeout(&server, READY).with_context(|| format!("connecting to {server}"))?;
+        stream.set_read_timeout(Some(READY))?;
+        let mut byte = [0];
+        stream.read_exact(&mut byte).with_context(|| format!("waiting for {server} to speak"))?;
+        let took = start.elapsed();
+        anyhow::ensure!(byte[0] == GREETING[0], "{server} said something else");
+        Ok(took)
+    })
+}
+
+/// Arguments of curl, as they are shown and typed.
+pub fn curl_args(url: &str, marker: &str) -> Vec<String> {
+    ["-sS", "--max-time", "10", "-H", &format!("{MARKER_HEADER}: {marker}"), url].map(str::to_owned).to_vec()
+}
+
+/// Runs curl in a pod, whatever comes of it.
+pub fn curl(place: &Namespace, url: &str, marker: &str) -> Result<Finished> {
+    place.command("curl").args(curl_args(url, marker)).finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_names_the_pod_and_keeps_to_its_folder() {
+        let text = config("backend-1", Path::new("/run/x"));
+        assert!(text.contains("backend-1 got $http_x_marker"));
+        assert_eq!(text.matches('{').count(), text.matches('}').count());
+        assert!(text.lines().filter(|line| line.contains("_temp_path")).all(|line| line.contains(" /run/x/")));
+    }
+}

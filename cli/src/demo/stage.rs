@@ -1,0 +1,169 @@
+//! The demo's mesh: the pods, the applications in them, the service and its rules.
+//!
+//! Made by `demo` once it is inside its own namespaces; the claims only look at it. Everything ends with it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use countersign_api::names;
+use countersign_kit::mesh::{Mesh, MeshPod, MeshPodSpec, Settings, binary};
+use countersign_kit::tokens::{TokenClaims, replace_file};
+use countersign_kit::{Inside, Net, Running};
+
+use super::apps::{self, BANNER, HTTP};
+
+/// Namespace of the demo's pods.
+const NAMESPACE: &str = "shop";
+/// The service: 10.96.0.10, HTTP on 80 and the server that speaks first on 25.
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+const SERVICE_PORTS: [(u16, u16); 2] = [(80, HTTP), (25, BANNER)];
+
+/// Who may talk to `backend`: `frontend`, on its two ports. `intruder` is in the mesh, and in no rule.
+const RULES: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {countersign.dev/mtls: Strict}}
+---
+apiVersion: policy.countersign.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: frontend-to-backend, namespace: shop}
+spec:
+  selector: {matchLabels: {app: backend}}
+  action: Allow
+  rules:
+  - from: [{serviceAccounts: [{namespace: shop, name: frontend}]}]
+    to: [{ports: [8080, 2525]}]
+";
+
+/// All that runs. Pods end before the mesh, applications before their pods.
+pub struct Stage {
+    /// The nginx processes; they run as long as they are held.
+    _servers: Vec<Running>,
+    /// Asks.
+    pub frontend: MeshPod,
+    /// Answer, behind one service.
+    pub backends: [MeshPod; 2],
+    /// Has a sidecar, and no rule.
+    pub intruder: MeshPod,
+    /// Has no sidecar.
+    pub stranger: MeshPod,
+    /// Two pods without sidecars, to compare with.
+    pub plain: Plain,
+    /// CA, controller, link.
+    pub mesh: Mesh,
+    /// SPIFFE ids, as the rules and logs spell them.
+    pub frontend_id: String,
+    /// See `frontend_id`.
+    pub intruder_id: String,
+    /// Where the packet capture is to be written, if anywhere.
+    pub capture_file: Option<PathBuf>,
+    folder: PathBuf,
+}
+
+/// A client and a server without sidecars, with the same applications.
+pub struct Plain {
+    /// As `frontend`.
+    pub client: MeshPod,
+    /// As a backend.
+    pub server: MeshPod,
+}
+
+/// Our own processes, all needed.
+pub fn binaries() -> Result<()> {
+    for name in ["countersign-ca", "countersign-controller", "countersign-proxy"] {
+        binary(name)?;
+    }
+    Ok(())
+}
+
+impl Stage {
+    /// Starts everything; all of it is ready when this returns.
+    pub fn start(inside: Inside, capture_file: Option<PathBuf>) -> Result<Self> {
+        let mesh = Mesh::start(Net::new(inside)?, Settings::default())?;
+        mesh.object("rules.yaml", RULES)?;
+        mesh.service(NAMESPACE, "backend", 10, &SERVICE_PORTS)?;
+        let pod = |name: &str, app: &str, number| mesh.pod(MeshPodSpec::new(name, app, number));
+        let frontend = pod("frontend", "frontend", 11)?;
+        let backends = [pod("backend-1", "backend", 21)?, pod("backend-2", "backend", 22)?];
+        let intruder = pod("intruder", "intruder", 31)?;
+        let bare = |name: &str, number| mesh.pod(MeshPodSpec::new(name, name, number).unmeshed());
+        let stranger = bare("stranger", 41)?;
+        let plain = Plain { client: bare("plain-client", 51)?, server: bare("plain-server", 52)? };
+        let folder = inside.scratch().join("demo");
+        let mut servers = Vec::new();
+        for pod in backends.iter().chain([&plain.server]) {
+            servers.push(apps::nginx(pod, &folder.join(pod.name()))?);
+            apps::banner(pod)?;
+        }
+        mesh.settle(&[&frontend, &backends[0], &backends[1], &intruder])?;
+        Ok(Self {
+            _servers: servers,
+            frontend_id: id(&frontend),
+            intruder_id: id(&intruder),
+            frontend,
+            backends,
+            intruder,
+            stranger,
+            plain,
+            mesh,
+            capture_file,
+            folder,
+        })
+    }
+
+    /// The pods with a sidecar.
+    pub fn meshed(&self) -> [&MeshPod; 4] {
+        [&self.frontend, &self.backends[0], &self.backends[1], &self.intruder]
+    }
+
+    /// Words that occur nowhere else: new ones each time.
+    pub fn marker(&self) -> String {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        format!("marker-{:x}-{:x}", std::process::id(), now.as_nanos())
+    }
+
+    /// A URL of the service.
+    pub fn service_url(&self, path: &str) -> String {
+        format!("http://{SERVICE}{path}")
+    }
+
+    /// A URL of one pod.
+    pub fn pod_url(&self, pod: &MeshPod, path: &str) -> String {
+        format!("http://{}:{HTTP}{path}", pod.v4())
+    }
+
+    /// The server that speaks first, by the service's address.
+    pub fn banner_service(&self) -> SocketAddr {
+        SocketAddr::new(SERVICE.into(), SERVICE_PORTS[1].0)
+    }
+
+    /// What nginx in this pod was asked so far.
+    pub fn nginx_log(&self, pod: &MeshPod) -> Result<String> {
+        let path = self.folder.join(pod.name()).join("access.log");
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    }
+
+    /// Does what the kubelet does: writes a new token for everybody, in good time.
+    pub fn refresh_tokens(&self) -> Result<()> {
+        for pod in self.meshed() {
+            self.mesh.sidecar_command(pod)?;
+        }
+        let claims =
+            TokenClaims::of(names::SYSTEM_NAMESPACE, names::CONTROLLER_ACCOUNT, "controller-0", "controller-uid");
+        replace_file(&self.mesh.folder().join("controller/token"), &self.mesh.kubelet().token(&claims.json())?)
+    }
+
+    /// The folder of all admin sockets.
+    pub fn sockets(&self) -> &Path {
+        self.mesh.folder()
+    }
+}
+
+/// Tokens live an hour.
+pub const REFRESH: Duration = Duration::from_secs(20 * 60);
+
+fn id(pod: &MeshPod) -> String {
+    format!("spiffe://{}{}", names::TRUST_DOMAIN, pod.id_path())
+}
