@@ -122,7 +122,8 @@ fn a_service_lives_as_long_as_its_shortest_unmeshed_endpoint() {
 
 #[test]
 fn addresses_have_one_spelling() {
-    let mapped = api::Address { ip: "::ffff:10.77.0.11".parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec(), port: 8080 };
+    let mapped =
+        api::Address { ip: "::ffff:10.77.0.11".parse::<std::net::Ipv6Addr>().unwrap().octets().to_vec(), port: 8080 };
     let read = read(api::Answer { address: Some(mapped), who: None }).unwrap();
     assert_eq!(read.address.to_string(), ASKED);
 }

@@ -339,3 +339,7 @@ impl Budget {
         enough
     }
 }
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;
