@@ -174,3 +174,5 @@ impl ChannelSettings {
 fn shown(stream: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
     stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec()
 }
+#[cfg(test)]
+mod tests;

@@ -114,3 +114,5 @@ async fn first_that_answers(names: &str, mark: Option<u32>) -> Result<TcpStream,
     }
     Err(last)
 }
+#[cfg(test)]
+mod tests;

@@ -143,3 +143,5 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Lived<S> {
         Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
     }
 }
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
-//! For tests only: a clock that can be set, a CA in memory, credentials of anybody, and a pair of sockets.
+//! For tests only: a clock that can be set, a CA in memory, credentials of anybody, and time that stands still while sockets work.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use countersign_api::ca as wire;
@@ -12,7 +12,6 @@ use rcgen::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use time::OffsetDateTime;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use crate::clock::{Clock, SharedClock};
@@ -93,9 +92,12 @@ impl TestCa {
         self.root.der().clone()
     }
 
+    pub(crate) fn root_pem(&self) -> String {
+        self.root.pem()
+    }
+
     pub(crate) fn bundle(&self, generation: u64) -> TrustBundle {
-        let now = UnixTime::since_unix_epoch(Duration::from_secs(START));
-        TrustBundle::new(self.trust_domain.clone(), generation, vec![self.root()], now).unwrap()
+        bundle_of(generation, &[self])
     }
 
     pub(crate) fn bundles(&self) -> BundleSet {
@@ -140,6 +142,13 @@ impl TestCa {
     }
 }
 
+/// The roots of several CAs of one trust domain.
+pub(crate) fn bundle_of(generation: u64, cas: &[&TestCa]) -> TrustBundle {
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(START));
+    let roots = cas.iter().map(|ca| ca.root()).collect();
+    TrustBundle::new(cas[0].trust_domain.clone(), generation, roots, now).unwrap()
+}
+
 pub(crate) fn wire_bundle(trust_domain: &TrustDomain, generation: u64, cas: &[&TestCa]) -> wire::TrustBundle {
     let roots = cas.iter().map(|ca| ca.root().to_vec()).collect();
     wire::TrustBundle { trust_domain: trust_domain.as_str().to_owned(), generation, roots }
@@ -167,10 +176,35 @@ fn at(seconds: u64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(seconds as i64).unwrap()
 }
 
-/// Two ends of one TCP connection over loopback.
-pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
-    (near.unwrap(), far.unwrap().0)
+/// Keeps tokio's paused time from running ahead while real sockets are awaited: it then moves by `advance` alone.
+pub(crate) struct Frozen(#[allow(dead_code, reason = "its end is the signal")] mpsc::Sender<()>);
+
+pub(crate) fn freeze() -> Frozen {
+    let (held, gone) = mpsc::channel::<()>();
+    // tokio does not advance a paused clock by itself while a blocking task runs.
+    tokio::task::spawn_blocking(move || gone.recv());
+    Frozen(held)
+}
+
+/// What must come without any time passing; a test that waits in vain fails by the real clock.
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
+    let (_held, gone) = mpsc::channel::<()>();
+    let mut too_late = tokio::task::spawn_blocking(move || gone.recv_timeout(Duration::from_secs(30)));
+    tokio::select! {
+        came = what => came,
+        _ = &mut too_late => panic!("waited in vain"),
+    }
+}
+
+/// Gives every task that can go on many turns; no time passes.
+pub(crate) async fn settle() {
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Lets time pass, after all who are about to wait for it have begun to.
+pub(crate) async fn advance(time: Duration) {
+    settle().await;
+    tokio::time::advance(time).await;
 }

@@ -6,11 +6,15 @@
 
 mod bootstrap;
 mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 mod follow;
 mod issue;
 mod renew;
 mod status;
 mod store;
+#[cfg(test)]
+mod tests;
 mod token;
 
 use std::path::PathBuf;

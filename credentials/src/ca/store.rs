@@ -202,3 +202,6 @@ fn same_roots(a: &TrustBundle, b: &TrustBundle) -> bool {
 pub(super) fn set(bundle: TrustBundle) -> Result<BundleSet, CaError> {
     Ok(BundleSet::new(vec![bundle])?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,3 +38,6 @@ fn read_bounded(path: &Path) -> io::Result<Zeroizing<String>> {
     }
     Ok(Zeroizing::new(text.to_owned()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+use std::sync::Arc;
+
+use countersign_api::ca as wire;
+use countersign_api::ca::certificate_authority_client::CertificateAuthorityClient;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::*;
+use crate::ca::fake::{CA_ID, FakeCa, ME};
+use crate::testing::{HOUR, START, TestCa, advance, freeze, id, settle, soon};
+use crate::{ClientAuth, Credentials, IncomingLimits, incoming};
+
+/// A pod's channel to the fake CA, and what it publishes to itself.
+struct Pod {
+    ca: Arc<FakeCa>,
+    published: watch::Sender<Option<Arc<Credentials>>>,
+    client: CertificateAuthorityClient<Channel>,
+}
+
+impl Pod {
+    async fn new(expected: &str) -> Self {
+        let (ca, config) = FakeCa::start().await;
+        let (published, watch) = watch::channel(None);
+        let client = CertificateAuthorityClient::new(channel(ChannelSettings {
+            address: config.ca_address,
+            expected: id(expected),
+            tls: TlsAs::Ourselves(watch),
+            mark: None,
+        }));
+        Self { ca, published, client }
+    }
+
+    fn publish(&self) -> [u8; 32] {
+        let credentials = self.ca.signer().credentials(ME, &self.ca.clock);
+        let leaf = credentials.svid().spki_sha256();
+        self.published.send_replace(Some(Arc::new(credentials)));
+        leaf
+    }
+
+    async fn open(&mut self) -> Result<tonic::Streaming<wire::TrustBundle>, Status> {
+        let request = wire::WatchBundleRequest { known_generation: 0 };
+        soon(self.client.watch_bundle(request)).await.map(tonic::Response::into_inner)
+    }
+
+    async fn fails(&mut self) -> (&'static str, String) {
+        let status = self.open().await.map(drop).unwrap_err();
+        (ChannelError::behind(&status).unwrap().label(), reason(&status))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_without_credentials_says_so_and_works_once_there_are_some() {
+    let _frozen = freeze();
+    let mut pod = Pod::new(CA_ID).await;
+    assert_eq!(pod.fails().await, ("no_credentials", "no SVID of our own yet".into()));
+    let leaf = pod.publish();
+    let mut stream = pod.open().await.unwrap();
+    assert_eq!(soon(stream.message()).await.unwrap().unwrap().generation, 1);
+    assert_eq!(*pod.ca.followers.borrow(), [leaf]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_connect_uses_the_credentials_of_that_moment() {
+    let _frozen = freeze();
+    let mut pod = Pod::new(CA_ID).await;
+    let first = pod.publish();
+    let mut stream = pod.open().await.unwrap();
+    let second = pod.publish();
+    // The old connection goes on until its own leaf ends ...
+    pod.open().await.unwrap();
+    assert_eq!(*pod.ca.followers.borrow(), [first, first]);
+    soon(stream.message()).await.unwrap();
+    advance(Duration::from_secs(HOUR + 1)).await;
+    let status = soon(stream.message()).await.unwrap_err();
+    assert!(reason(&status).contains("expired"), "{}", reason(&status));
+    // ... and so would the second now.
+    assert_eq!(pod.fails().await.0, "own_svid_expired");
+    let svid = pod.ca.signer().svid_during(ME, START, START + 5 * HOUR);
+    let third = Credentials::new(Arc::new(svid), pod.ca.signer().bundles(), pod.ca.clock.shared()).unwrap();
+    let leaf = third.svid().spki_sha256();
+    pod.published.send_replace(Some(Arc::new(third)));
+    pod.open().await.unwrap();
+    assert_eq!(pod.ca.followers.borrow().last(), Some(&leaf));
+    assert_ne!(leaf, second);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_with_another_identity_is_named_in_the_reason() {
+    let _frozen = freeze();
+    let wanted = "spiffe://cluster.local/ns/countersign-system/sa/countersign-controller";
+    let mut pod = Pod::new(wanted).await;
+    pod.publish();
+    let (label, text) = pod.fails().await;
+    assert_eq!(label, "unexpected_identity");
+    assert!(text.contains(wanted) && text.contains(CA_ID) && text.contains(&pod.ca.port.to_string()), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_that_lost_the_servers_root_ends_the_open_stream() {
+    let _frozen = freeze();
+    let mut pod = Pod::new(CA_ID).await;
+    pod.publish();
+    let mut stream = pod.open().await.unwrap();
+    soon(stream.message()).await.unwrap();
+    let stranger = TestCa::new("cluster.local").credentials(ME, &pod.ca.clock);
+    pod.published.send_replace(Some(Arc::new(stranger)));
+    let status = soon(stream.message()).await.unwrap_err();
+    assert!(reason(&status).contains("no longer vouches"), "{}", reason(&status));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_ends_the_connection_of_a_client_whose_root_it_lost() {
+    let _frozen = freeze();
+    let mut pod = Pod::new(CA_ID).await;
+    pod.publish();
+    let mut stream = pod.open().await.unwrap();
+    soon(stream.message()).await.unwrap();
+    let own = TestCa::new("cluster.local").credentials(CA_ID, &pod.ca.clock);
+    pod.ca.own.send_replace(Some(Arc::new(own)));
+    soon(stream.message()).await.unwrap_err();
+    assert_eq!(pod.fails().await.0, "unknown_issuer");
+}
+
+/// A listener at work.
+struct Listening {
+    incoming: crate::Incoming,
+    address: std::net::SocketAddr,
+    _published: watch::Sender<Option<Arc<Credentials>>>,
+}
+
+async fn listening(limits: IncomingLimits, held: Option<Credentials>) -> Listening {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_published, watch) = watch::channel(held.map(Arc::new));
+    Listening { incoming: incoming(listener, watch, ClientAuth::Required, limits), address, _published }
+}
+
+async fn closed_at_once(address: std::net::SocketAddr) -> bool {
+    let mut client = TcpStream::connect(address).await.unwrap();
+    matches!(soon(client.read(&mut [0; 8])).await, Ok(0) | Err(_))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_client_holds_up_nobody_and_is_cut() {
+    let _frozen = freeze();
+    let mut pod = Pod::new(CA_ID).await;
+    pod.publish();
+    let mut silent = TcpStream::connect(("127.0.0.1", pod.ca.port)).await.unwrap();
+    pod.open().await.unwrap();
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(soon(silent.read(&mut [0; 8])).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_credentials_nobody_is_accepted() {
+    let _frozen = freeze();
+    let it = listening(IncomingLimits::default(), None).await;
+    assert!(closed_at_once(it.address).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_expired_credentials_nobody_is_accepted() {
+    let _frozen = freeze();
+    let clock = crate::testing::TestClock::new();
+    let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
+    clock.step(HOUR as i64 + 1);
+    let it = listening(IncomingLimits::default(), Some(credentials)).await;
+    assert!(closed_at_once(it.address).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_beyond_the_limit_are_shed_not_queued() {
+    let _frozen = freeze();
+    let clock = crate::testing::TestClock::new();
+    let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
+    let limits = IncomingLimits { connections: 1, ..IncomingLimits::default() };
+    let it = listening(limits, Some(credentials)).await;
+    let first = TcpStream::connect(it.address).await.unwrap();
+    assert!(closed_at_once(it.address).await);
+    drop(first);
+    // The place is free again once the first one's end was seen: then a newcomer is kept waiting for its hello.
+    loop {
+        let mut client = TcpStream::connect(it.address).await.unwrap();
+        let mut byte = [0; 1];
+        tokio::select! {
+            _ = client.read(&mut byte) => continue,
+            () = settle() => break,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_stream_closes_the_port() {
+    let _frozen = freeze();
+    let Listening { incoming, address, .. } = listening(IncomingLimits::default(), None).await;
+    drop(incoming);
+    let refused = async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(refused).await;
+}
