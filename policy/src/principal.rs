@@ -25,10 +25,10 @@ pub enum PrincipalError {
     /// Over 2048 bytes.
     #[error("is longer than 2048 bytes")]
     TooLong,
-    /// Does not begin with `spiffe://`, in lower case.
+    /// Does not begin with `spiffe://`.
     #[error("does not begin with spiffe://")]
     Scheme,
-    /// Empty, over 255 bytes, or a character other than `a-z 0-9 . - _` (so also user info and port).
+    /// Empty, over 255 bytes, or a character other than `a-z 0-9 . - _` (so also user info and port), in either case.
     #[error("has a trust domain that is not 1 to 255 of a-z 0-9 . - _")]
     TrustDomain,
     /// An empty segment (also a trailing slash), `.`, `..`, or a character other than `a-z A-Z 0-9 . - _`.
@@ -37,14 +37,19 @@ pub enum PrincipalError {
 }
 
 impl Principal {
-    /// Reads a SPIFFE id. An id without a path (a trust domain's own) is one by the grammar, although no leaf may carry it.
+    /// Reads a SPIFFE id. Scheme and trust domain are read without regard to case and kept in lower case. An id without
+    /// a path (a trust domain's own) is one by the grammar, although no leaf may carry it.
     pub fn parse(spiffe_id: &str) -> Result<Self, PrincipalError> {
         if spiffe_id.len() > MAX_ID {
             return Err(PrincipalError::TooLong);
         }
-        let rest = spiffe_id.strip_prefix(SCHEME).ok_or(PrincipalError::Scheme)?;
+        let (scheme, rest) = spiffe_id.split_at_checked(SCHEME.len()).ok_or(PrincipalError::Scheme)?;
+        if !scheme.eq_ignore_ascii_case(SCHEME) {
+            return Err(PrincipalError::Scheme);
+        }
         let (trust_domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        if !is_trust_domain(trust_domain) {
+        let trust_domain = trust_domain.to_ascii_lowercase();
+        if !is_trust_domain(&trust_domain) {
             return Err(PrincipalError::TrustDomain);
         }
         if let Some(segments) = path.strip_prefix('/')
@@ -52,7 +57,7 @@ impl Principal {
         {
             return Err(PrincipalError::Path);
         }
-        Ok(Self { id: spiffe_id.into(), path_at: SCHEME.len() + trust_domain.len() })
+        Ok(Self { id: format!("{SCHEME}{trust_domain}{path}").into(), path_at: SCHEME.len() + trust_domain.len() })
     }
 
     /// The whole id, `spiffe://...`.
@@ -98,7 +103,7 @@ impl serde::Serialize for Principal {
     }
 }
 
-/// Whether `text` is a trust domain's name.
+/// Whether `text` is a trust domain's name in its canonical, lower case.
 pub(crate) fn is_trust_domain(text: &str) -> bool {
     (1..=MAX_TRUST_DOMAIN).contains(&text.len())
         && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
@@ -138,12 +143,13 @@ mod tests {
         for (text, error) in [
             ("", PrincipalError::Scheme),
             ("cluster.local/ns/a/sa/b", PrincipalError::Scheme),
-            ("SPIFFE://td/a", PrincipalError::Scheme),
+            ("spiffe:/\u{e9}td/a", PrincipalError::Scheme),
+            ("spiffe:/é/td", PrincipalError::Scheme),
             ("https://td/a", PrincipalError::Scheme),
             ("spiffe:/td/a", PrincipalError::Scheme),
             ("spiffe://", PrincipalError::TrustDomain),
             ("spiffe:///a", PrincipalError::TrustDomain),
-            ("spiffe://TD/a", PrincipalError::TrustDomain),
+            ("spiffe://T D/a", PrincipalError::TrustDomain),
             ("spiffe://user@td/a", PrincipalError::TrustDomain),
             ("spiffe://td:443/a", PrincipalError::TrustDomain),
             ("spiffe://td?q", PrincipalError::TrustDomain),
@@ -164,6 +170,14 @@ mod tests {
         ] {
             assert_eq!(Principal::parse(text).unwrap_err(), error, "{text}");
         }
+    }
+
+    #[test]
+    fn letter_case_counts_in_the_path_alone() {
+        let shouted = Principal::parse("SPIFFE://Cluster.LOCAL/ns/A/sa/b").unwrap();
+        assert_eq!(shouted, Principal::parse("spiffe://cluster.local/ns/A/sa/b").unwrap());
+        assert_eq!(shouted.trust_domain(), "cluster.local");
+        assert_ne!(shouted, Principal::parse("spiffe://cluster.local/ns/a/sa/b").unwrap());
     }
 
     #[test]

@@ -121,6 +121,9 @@ fn spiffe_id(at: Cursor<'_>) -> Read<Principal> {
         return Err(at.error("\"*\" is not an id: `trustDomains: [\"*\"]` spells any authenticated source"));
     }
     let id = Principal::parse(text).map_err(|error| at.refuse(text, &error.to_string()))?;
+    if id.as_str() != text {
+        return Err(at.refuse(text, &format!("is not in lower case where it may be: write {id}")));
+    }
     if id.path().is_empty() {
         return Err(at.refuse(text, "has no path, so nobody carries it: use `trustDomains`"));
     }

@@ -277,6 +277,7 @@ fn names_that_nobody_can_carry_are_refused() {
         "from: [{spiffeIds: [\"spiffe://td/\"]}]",
         "from: [{spiffeIds: [\"spiffe://td/a//b\"]}]",
         "from: [{spiffeIds: [\"td/a\"]}]",
+        "from: [{spiffeIds: [\"spiffe://TD/a\"]}]",
     ] {
         refused_rule(bad);
     }

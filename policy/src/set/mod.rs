@@ -126,9 +126,11 @@ impl PolicySet {
     /// `trust_domain` is the mesh's own, meant by service accounts and namespaces where a rule names none.
     /// The order of `received` never matters.
     pub fn compile(trust_domain: &str, modes: Modes, revision: &str, mut received: Vec<Received>) -> Self {
+        // As `Principal` keeps it.
+        let trust_domain = &trust_domain.to_ascii_lowercase();
         received.sort_by(|a, b| a.key().cmp(&b.key()));
         let mut set = Self {
-            trust_domain: trust_domain.into(),
+            trust_domain: trust_domain.as_str().into(),
             modes,
             revision: revision.into(),
             policies: Vec::new(),
