@@ -116,9 +116,12 @@ fn follow(
     }
 }
 
-/// Reads libtest's lines: results, and the names of what failed or was ignored.
+/// Reads libtest's lines: results, and the names of what failed or was ignored. A test that finds that it cannot run here
+/// says so in a line that begins with SKIPPED or NOT RUN, and passes: it counts as skipped.
 fn read(output: &str) -> Ran {
     let mut ran = Ran::default();
+    let mut test = "";
+    let mut confessed: Vec<&str> = Vec::new();
     for line in output.lines() {
         if let Some(counts) = line.strip_prefix("test result: ") {
             ran.tally.passed += count(counts, "passed");
@@ -130,8 +133,16 @@ fn read(output: &str) -> Ran {
                 ("ignored", reason) => ran.skips.push((name.trim().to_owned(), reason.to_owned())),
                 _ => {}
             }
+        } else if let Some(name) = line.strip_prefix("---- ").and_then(|line| line.split_whitespace().next()) {
+            test = name;
+        } else if ["SKIPPED", "NOT RUN"].iter().any(|word| line.starts_with(word)) && !confessed.contains(&test) {
+            confessed.push(test);
+            ran.skips.push((test.to_owned(), line.to_owned()));
         }
     }
+    let skipped = confessed.len().min(ran.tally.passed);
+    ran.tally.passed -= skipped;
+    ran.tally.skipped += skipped;
     ran
 }
 
@@ -166,6 +177,16 @@ mod tests {
         let ran = read("test a::b ... ok\ntest c ... FAILED\ntest d ... ignored, needs root\ntest e ... ignored\n");
         assert_eq!(ran.failures, ["c"]);
         assert_eq!(ran.skips, [("d".into(), "needs root".into()), ("e".into(), "no reason given".to_owned())]);
+    }
+
+    #[test]
+    fn a_test_that_says_it_did_not_run_is_skipped_not_passed() {
+        let ran = read(
+            "test a ... ok\ntest b ... ok\n\nsuccesses:\n\n---- b stdout ----\nNOT RUN: no openssl\nNOT RUN: no openssl\n\n\
+             test result: ok. 2 passed; 0 failed; 0 ignored\n",
+        );
+        assert_eq!(ran.tally, Tally { passed: 1, failed: 0, skipped: 1 });
+        assert_eq!(ran.skips, [("b".into(), "NOT RUN: no openssl".to_owned())]);
     }
 
     #[test]

@@ -33,7 +33,8 @@ impl Run {
         let name = format!("{} {} {}", program.package, program.kind, program.target);
         let filter = self.test_filter().filter(|filter| !names(program, filter)).map(str::to_owned);
         let mut command = test_command(program);
-        command.args(&filter);
+        // What a passing test printed is looked through for the word that it did not run.
+        command.arg("--show-output").args(&filter);
         let began = Instant::now();
         match suite::run(command, limit, live) {
             Ok(ran) => self.record(&name, began, &ran, live),
