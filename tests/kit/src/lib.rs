@@ -3,20 +3,28 @@
 //! First `enter()`, then a `Net`, then its pods. Nothing here is part of the product.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod capture;
 mod child;
 mod command;
 pub mod enter;
+mod flow;
 pub mod load;
 pub mod mesh;
 mod namespace;
 mod net;
+pub mod packet;
+mod raw;
 pub mod relay;
+pub mod tls;
 pub mod tokens;
 mod wait;
 
+pub use capture::{Capture, Captured};
 pub use child::{Finished, Running};
 pub use command::PodCommand;
 pub use enter::{EnterError, Inside, enter};
+pub use flow::{Flow, Stream};
 pub use namespace::{Namespace, Task};
 pub use net::{LINK_V4, LINK_V6, Net, Pod, PodSpec};
+pub use raw::Raw;
 pub use wait::{wait_for, wait_until};
