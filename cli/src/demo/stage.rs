@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use countersign_api::names;
 use countersign_kit::mesh::{Mesh, MeshPod, MeshPodSpec, Settings, binary};
 use countersign_kit::tokens::{TokenClaims, replace_file};
-use countersign_kit::{Inside, Net, Running};
+use countersign_kit::{Inside, Net, Pod, PodSpec, Running};
 
 use super::apps::{self, BANNER, HTTP};
 
@@ -65,9 +65,16 @@ pub struct Stage {
 /// A client and a server without sidecars, with the same applications.
 pub struct Plain {
     /// As `frontend`.
-    pub client: MeshPod,
+    pub client: Pod,
     /// As a backend.
-    pub server: MeshPod,
+    pub server: Pod,
+}
+
+impl Plain {
+    fn start(net: &Net) -> Result<Self> {
+        let pod = |name, number| net.pod(PodSpec::numbered(name, number));
+        Ok(Self { client: pod("plain-client", 51)?, server: pod("plain-server", 52)? })
+    }
 }
 
 /// Our own processes, all needed.
@@ -88,12 +95,11 @@ impl Stage {
         let frontend = pod("frontend", "frontend", 11)?;
         let backends = [pod("backend-1", "backend", 21)?, pod("backend-2", "backend", 22)?];
         let intruder = pod("intruder", "intruder", 31)?;
-        let bare = |name: &str, number| mesh.pod(MeshPodSpec::new(name, name, number).unmeshed());
-        let stranger = bare("stranger", 41)?;
-        let plain = Plain { client: bare("plain-client", 51)?, server: bare("plain-server", 52)? };
+        let stranger = mesh.pod(MeshPodSpec::new("stranger", "stranger", 41).unmeshed())?;
+        let plain = Plain::start(mesh.net())?;
         let folder = inside.scratch().join("demo");
         let mut servers = Vec::new();
-        for pod in backends.iter().chain([&plain.server]) {
+        for pod in [&*backends[0], &*backends[1], &plain.server] {
             servers.push(apps::nginx(pod, &folder.join(pod.name()))?);
             apps::banner(pod)?;
         }
@@ -130,7 +136,7 @@ impl Stage {
     }
 
     /// A URL of one pod.
-    pub fn pod_url(&self, pod: &MeshPod, path: &str) -> String {
+    pub fn pod_url(&self, pod: &Pod, path: &str) -> String {
         format!("http://{}:{HTTP}{path}", pod.v4())
     }
 
