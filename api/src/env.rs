@@ -67,3 +67,14 @@ pub const POOL_SIZE: &str = "COUNTERSIGN_POOL_SIZE";
 pub const POOL_SIZE_EACH: &str = "COUNTERSIGN_POOL_SIZE_EACH";
 /// Longest that one is kept.
 pub const POOL_IDLE_TIMEOUT: &str = "COUNTERSIGN_POOL_IDLE_TIMEOUT";
+
+// Of the proxy's sub-command `intercept`.
+
+/// User that the proxy runs as: its traffic is not redirected.
+pub const PROXY_UID: &str = "COUNTERSIGN_PROXY_UID";
+/// Ports of the pod that are reached past the sidecar, separated by commas.
+pub const SKIP_INBOUND_PORTS: &str = "COUNTERSIGN_SKIP_INBOUND_PORTS";
+/// Ports elsewhere that the app reaches past the sidecar, separated by commas.
+pub const SKIP_OUTBOUND_PORTS: &str = "COUNTERSIGN_SKIP_OUTBOUND_PORTS";
+/// Addresses that the app reaches past the sidecar, separated by commas.
+pub const SKIP_OUTBOUND_CIDRS: &str = "COUNTERSIGN_SKIP_OUTBOUND_CIDRS";

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     match cli.command {
         None => carry(&cli.run),
         Some(Command::Run(args)) => carry(&args),
+        Some(Command::Intercept(intercept)) => intercept.run(),
         Some(Command::Version) => {
             println!("countersign-proxy {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

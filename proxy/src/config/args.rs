@@ -5,6 +5,8 @@
 use clap::{Args, Parser, Subcommand};
 use countersign_api::{env, names};
 
+use crate::intercept::command::Intercept;
+
 /// The sidecar of Countersign: mutual TLS for a pod's connections, decided by identity.
 #[derive(Debug, Parser)]
 #[command(name = "countersign-proxy", version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
@@ -22,6 +24,9 @@ pub struct Cli {
 pub enum Command {
     /// Carry the pod's connections (the default).
     Run(Box<RunArgs>),
+    /// Set, check or remove the pod's redirect rules; needs NET_ADMIN.
+    #[command(subcommand)]
+    Intercept(Intercept),
     /// Print the version.
     Version,
 }

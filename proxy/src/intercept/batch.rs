@@ -46,7 +46,8 @@ pub(super) enum Step {
 
 /// Replaces whatever table of ours there is.
 pub(super) fn install(chains: &[Chain]) -> Batch {
-    let mut steps = vec![(NEW_TABLE, CREATE, Step::Table), (DELETE_TABLE, 0, Step::Table), (NEW_TABLE, CREATE, Step::Table)];
+    let mut steps =
+        vec![(NEW_TABLE, CREATE, Step::Table), (DELETE_TABLE, 0, Step::Table), (NEW_TABLE, CREATE, Step::Table)];
     steps.extend(chains.iter().map(|chain| (NEW_CHAIN, CREATE, Step::Chain(chain.name.clone()))));
     let rules = chains.iter().flat_map(|chain| &chain.rules);
     steps.extend(rules.map(|rule| (NEW_RULE, CREATE | APPEND, Step::Rule(rule.clone()))));

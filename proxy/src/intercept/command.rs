@@ -2,11 +2,18 @@
 //!
 //! Called by `main`. It must never start anything else of the proxy.
 
+use std::process::ExitCode;
+
 use clap::{Args, Subcommand};
 use countersign_api::{env, ports};
 use ipnet::IpNet;
 
-use super::{InterceptError, Rules, check, install, remove};
+use super::{Difference, InterceptError, Rules, check, install, remove};
+
+/// Exit code: the rules in force are not these.
+const DIFFERENT: u8 = 1;
+/// Exit code: nothing was changed, or nothing can be told.
+const FAILED: u8 = 2;
 
 /// What to do with the pod's rules.
 #[derive(Debug, Subcommand)]
@@ -15,7 +22,7 @@ pub enum Intercept {
     Install(RulesArgs),
     /// Take them away.
     Remove,
-    /// Read them back and compare; exit code 1 and a line each where they differ.
+    /// Read them back and compare; exit code 1, and a line for each difference.
     Check(RulesArgs),
 }
 
@@ -33,10 +40,10 @@ pub struct RulesArgs {
     pub health_port: u16,
     /// Mark of the proxy's own connections. Without it they are known by the proxy's user.
     #[arg(long, env = env::MARK, value_name = "NUMBER")]
-    pub mark: Option<u32>,
-    /// User that the proxy runs as; 1337 where neither it nor --mark is given.
+    pub exempt_mark: Option<u32>,
+    /// User that the proxy runs as; 1337 where neither it nor --exempt-mark is given.
     #[arg(long, env = env::PROXY_UID, value_name = "UID")]
-    pub uid: Option<u32>,
+    pub exempt_uid: Option<u32>,
     /// Ports of the pod that are reached past the sidecar, with neither mTLS nor rules.
     #[arg(long, env = env::SKIP_INBOUND_PORTS, value_delimiter = ',', value_name = "PORT,PORT")]
     pub skip_inbound_ports: Vec<u16>,
@@ -54,8 +61,8 @@ impl From<RulesArgs> for Rules {
             inbound_port: args.inbound_port,
             outbound_port: args.outbound_port,
             health_port: args.health_port,
-            exempt_uid: args.uid.or_else(|| args.mark.is_none().then_some(ports::PROXY_UID)),
-            exempt_mark: args.mark,
+            exempt_uid: args.exempt_uid.or_else(|| args.exempt_mark.is_none().then_some(ports::PROXY_UID)),
+            exempt_mark: args.exempt_mark,
             skip_inbound_ports: args.skip_inbound_ports,
             skip_outbound_ports: args.skip_outbound_ports,
             skip_outbound_cidrs: args.skip_outbound_cidrs,
@@ -64,28 +71,31 @@ impl From<RulesArgs> for Rules {
 }
 
 impl Intercept {
-    /// Does it. The exit code: 0 done, 1 the rules in force are not the wanted ones (each difference is a line on stderr).
-    ///
-    /// # Errors
-    /// See [`InterceptError`].
-    pub fn run(self) -> Result<u8, InterceptError> {
+    /// Does it, and says on stderr what was wrong.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        match self.done() {
+            Ok(differences) if differences.is_empty() => ExitCode::SUCCESS,
+            Ok(differences) => {
+                differences.iter().for_each(|difference| eprintln!("{difference}"));
+                ExitCode::from(DIFFERENT)
+            }
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::from(FAILED)
+            }
+        }
+    }
+
+    fn done(self) -> Result<Vec<Difference>, InterceptError> {
         match self {
             Self::Install(args) => {
                 let rules = args.into();
                 install(&rules)?;
-                compare(&rules)
+                check(&rules) // what counts is what is in force
             }
-            Self::Remove => remove().map(|()| 0),
-            Self::Check(args) => compare(&args.into()),
+            Self::Remove => remove().map(|()| Vec::new()),
+            Self::Check(args) => check(&args.into()),
         }
     }
-}
-
-/// Also after an install: what counts is what is in force.
-fn compare(rules: &Rules) -> Result<u8, InterceptError> {
-    let differences = check(rules)?;
-    for difference in &differences {
-        eprintln!("{difference}");
-    }
-    Ok(u8::from(!differences.is_empty()))
 }

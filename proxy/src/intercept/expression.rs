@@ -173,7 +173,9 @@ impl Expression {
         match name {
             "meta" => METAS.into_iter().find(|key| data.number(2) == Some(*key as u32)).map(Self::Meta),
             "ct" => (data.number(2)? == 0).then_some(Self::ConntrackState),
-            "fib" => ([data.number(2)?, data.number(3)?] == FIB_TYPE_OF_DESTINATION).then_some(Self::FibDestinationType),
+            "fib" => {
+                ([data.number(2)?, data.number(3)?] == FIB_TYPE_OF_DESTINATION).then_some(Self::FibDestinationType)
+            }
             "payload" => {
                 let header = HEADERS.into_iter().find(|header| data.number(2) == Some(*header as u32))?;
                 Some(Self::Payload { header, offset: data.number(3)?, length: data.number(4)? })
@@ -192,9 +194,7 @@ impl Expression {
                     _ => None,
                 }
             }
-            "immediate" => {
-                Some(Self::Port(u16::from_be_bytes(data.nested(2).find(DATA_VALUE)?.try_into().ok()?)))
-            }
+            "immediate" => Some(Self::Port(u16::from_be_bytes(data.nested(2).find(DATA_VALUE)?.try_into().ok()?))),
             "redir" => {
                 // The kernel tells the end of the range too: the same register.
                 let one_port = data.number(2).is_none_or(|last| last == REGISTER);
@@ -299,14 +299,14 @@ mod tests {
     #[test]
     fn what_is_not_exactly_ours_is_not_taken_for_it() {
         let foreign: [(&str, &dyn Fn(&mut Writer)); 9] = [
-            ("meta", &|w| numbers(w, &[2, 16])),        // another register
-            ("meta", &|w| numbers(w, &[1, 11])),        // the socket's group
-            ("fib", &|w| numbers(w, &[1, 3, 2 | 8])),   // of the interface it came in by
-            ("ct", &|w| numbers(w, &[1, 3])),           // its mark
+            ("meta", &|w| numbers(w, &[2, 16])),         // another register
+            ("meta", &|w| numbers(w, &[1, 11])),         // the socket's group
+            ("fib", &|w| numbers(w, &[1, 3, 2 | 8])),    // of the interface it came in by
+            ("ct", &|w| numbers(w, &[1, 3])),            // its mark
             ("payload", &|w| numbers(w, &[1, 0, 0, 6])), // the link's header
-            ("cmp", &|w| compare(w, 4, &[6])),          // greater
-            ("immediate", &|w| verdict(w, 1)),          // accept
-            ("redir", &|w| numbers(w, &[1, 2, 2])),     // a range of ports
+            ("cmp", &|w| compare(w, 4, &[6])),           // greater
+            ("immediate", &|w| verdict(w, 1)),           // accept
+            ("redir", &|w| numbers(w, &[1, 2, 2])),      // a range of ports
             ("masq", &|_| {}),
         ];
         for (name, data) in foreign {

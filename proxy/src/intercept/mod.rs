@@ -108,13 +108,16 @@ fn explain(error: SocketError, steps: &[Step]) -> InterceptError {
         (Errno::PERM | Errno::ACCESS, _) => InterceptError::NotPermitted,
         // The subsystem is not there (batch), or knows no such message (listing), or not this family.
         (Errno::OPNOTSUPP | Errno::INVAL | Errno::AFNOSUPPORT, Step::Table) => InterceptError::NoNfTables(errno.into()),
-        (Errno::NOENT | Errno::OPNOTSUPP, Step::Chain(_)) => InterceptError::NoModule { what, module: "nft_chain_nat".into() },
+        (Errno::NOENT | Errno::OPNOTSUPP, Step::Chain(_)) => {
+            InterceptError::NoModule { what, module: "nft_chain_nat".into() }
+        }
         (Errno::NOENT | Errno::OPNOTSUPP, Step::Rule(rule)) => {
-            let module = match rule.expressions.iter().map(|expression| expression.name()).find(|name| MODULES.contains(name)) {
-                Some("fib") => "nft_fib_inet".into(),
-                Some(name) => format!("nft_{name}"),
-                None => "nf_tables".into(),
-            };
+            let module =
+                match rule.expressions.iter().map(|expression| expression.name()).find(|name| MODULES.contains(name)) {
+                    Some("fib") => "nft_fib_inet".into(),
+                    Some(name) => format!("nft_{name}"),
+                    None => "nf_tables".into(),
+                };
             InterceptError::NoModule { what, module }
         }
         _ => InterceptError::Refused { what, errno: errno.into() },
@@ -156,7 +159,9 @@ mod tests {
         assert!(say(0, Errno::PERM).contains("NET_ADMIN"));
         assert!(say(0, Errno::OPNOTSUPP).contains("modprobe nf_tables"));
         assert!(say(4, Errno::NOENT).contains("`chain prerouting`") && say(4, Errno::NOENT).contains("nft_chain_nat"));
-        let step = |text: &str| steps.iter().position(|step| matches!(step, Step::Rule(rule) if rule.text.contains(text))).unwrap();
+        let step = |text: &str| {
+            steps.iter().position(|step| matches!(step, Step::Rule(rule) if rule.text.contains(text))).unwrap()
+        };
         assert!(say(step("fib"), Errno::NOENT).contains("modprobe nft_fib_inet"));
         assert!(say(step("redirect"), Errno::NOENT).contains("modprobe nft_redir"));
         assert!(say(step("invalid"), Errno::NOENT).contains("modprobe nft_ct"));

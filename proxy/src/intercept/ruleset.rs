@@ -210,7 +210,8 @@ impl Rule {
 
 /// UDP and all else passes by.
 fn only_tcp() -> Rule {
-    Rule::new("meta l4proto != tcp return", [Expression::Meta(Meta::Transport), Expression::Different(vec![TCP])]).returns()
+    Rule::new("meta l4proto != tcp return", [Expression::Meta(Meta::Transport), Expression::Different(vec![TCP])])
+        .returns()
 }
 
 /// What did not come from outside the pod is no concern of this chain.
@@ -313,13 +314,20 @@ mod tests {
         let rules = Rules {
             skip_inbound_ports: vec![22],
             skip_outbound_ports: vec![25],
-            skip_outbound_cidrs: vec!["10.1.2.3/15".parse().unwrap(), "fd00::/13".parse().unwrap(), "0.0.0.0/0".parse().unwrap()],
+            skip_outbound_cidrs: vec![
+                "10.1.2.3/15".parse().unwrap(),
+                "fd00::/13".parse().unwrap(),
+                "0.0.0.0/0".parse().unwrap(),
+            ],
             exempt_mark: Some(7),
             ..rules()
         };
         let texts: Vec<Vec<String>> =
             rules.chains().into_iter().map(|chain| chain.rules.into_iter().map(|rule| rule.text).collect()).collect();
-        assert_eq!(texts[0][3..], ["tcp dport 15020 return", "tcp dport 22 return", "meta l4proto tcp redirect to :15006"]);
+        assert_eq!(
+            texts[0][3..],
+            ["tcp dport 15020 return", "tcp dport 22 return", "meta l4proto tcp redirect to :15006"]
+        );
         assert_eq!(
             texts[1],
             [
