@@ -259,6 +259,7 @@ impl Mesh {
         } else {
             ["--exempt-uid".to_owned(), ports::PROXY_UID.to_string()]
         };
+        let exempt = exempt.into_iter().filter(|_| action != "remove");
         pod.command(binary("countersign-proxy")?).args(["intercept", action]).args(exempt).succeed()
     }
 
