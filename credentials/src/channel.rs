@@ -146,10 +146,10 @@ impl ChannelSettings {
         let (stream, peer) = connect(tcp, &credentials, &[ALPN_H2], &self.expected, HANDSHAKE_LIMIT)
             .await
             .map_err(|source| self.failed(source))?;
-        let until = credentials.expires_at().min(peer.not_after());
+        let until = credentials.expires_at().min(peer.path_not_after());
         let clock = SharedClock::clone(credentials.clock());
-        let chain = shown(&stream);
-        Ok(Lived::new(stream, Life { until, clock, watch: Some(watch), chain, purpose: Purpose::Server }))
+        let (bundles, chain) = (credentials.bundles().clone(), shown(&stream));
+        Ok(Lived::new(stream, Life { until, clock, watch: Some(watch), bundles, chain, purpose: Purpose::Server }))
     }
 
     async fn connect_as_nobody(
@@ -161,8 +161,9 @@ impl ChannelSettings {
         let (stream, peer) = connect_anonymous(tcp, bundles, clock, &[ALPN_H2], &self.expected, HANDSHAKE_LIMIT)
             .await
             .map_err(|source| self.failed(source))?;
-        let (until, clock, chain) = (peer.not_after(), SharedClock::clone(clock), shown(&stream));
-        Ok(Lived::new(stream, Life { until, clock, watch: None, chain, purpose: Purpose::Server }))
+        let (until, clock) = (peer.path_not_after(), SharedClock::clone(clock));
+        let (bundles, chain) = (bundles.clone(), shown(&stream));
+        Ok(Lived::new(stream, Life { until, clock, watch: None, bundles, chain, purpose: Purpose::Server }))
     }
 
     fn failed(&self, source: HandshakeError) -> ChannelError {

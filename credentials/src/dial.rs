@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -76,10 +77,15 @@ pub async fn dial(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> 
         SockRef::from(&socket).set_mark(mark)?;
     }
     socket.set_nodelay(true)?;
+    notice_dead_peers(&socket)?;
+    socket.connect(addr).await
+}
+
+/// Sets keepalive: a peer that vanished without a word ends the connection after two minutes.
+pub(crate) fn notice_dead_peers(socket: &impl AsFd) -> io::Result<()> {
     let keepalive =
         TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EACH).with_retries(KEEPALIVE_PROBES);
-    SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-    socket.connect(addr).await
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
 /// Connects to the first address that answers of `names`: `host:port`, several separated by commas, in this order. `limit`

@@ -4,33 +4,38 @@
 //! Called by the CA and the controller; feeds `tonic::transport::Server::serve_with_incoming`. Must never wait for one
 //! client's handshake before accepting the next, and never spin when the process has no file left.
 
-use std::collections::HashMap;
+mod connection;
+mod slots;
+
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use countersign_api::names::ALPN_H2;
 use countersign_identity::{Purpose, VerifiedId};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use crate::Watch;
 use crate::clock::SharedClock;
 use crate::config::ClientAuth;
 use crate::credentials::Credentials;
+use crate::dial::notice_dead_peers;
 use crate::handshake::{HandshakeError, accept, accept_optional};
 use crate::lived::{Life, Lived};
+pub use connection::{Connection, PeerInfo};
+use slots::Slots;
 
 /// After a failed accept: long enough not to spin, short enough to be ready when files are free again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Refusals logged in one second; more are counted, and the count is logged with the next.
+const LOGGED_A_SECOND: u32 = 10;
 
 /// What strangers may take.
 #[derive(Clone, Copy, Debug)]
@@ -49,22 +54,6 @@ impl Default for IncomingLimits {
     }
 }
 
-/// Who is on a connection; tonic puts it into each request's extensions.
-#[derive(Clone, Debug)]
-pub struct PeerInfo {
-    /// The proven identity; `None` only under [`ClientAuth::Optional`].
-    pub id: Option<VerifiedId>,
-    /// Where the connection comes from.
-    pub address: SocketAddr,
-}
-
-/// One accepted connection: TLS, who is there, and its place among the connections.
-pub struct Connection {
-    io: Lived<TlsStream<TcpStream>>,
-    info: PeerInfo,
-    _place: OwnedSemaphorePermit,
-}
-
 /// Connections as tonic wants them. Dropping it stops the accepting.
 pub type Incoming = ReceiverStream<io::Result<Connection>>;
 
@@ -78,6 +67,7 @@ pub fn incoming(listener: TcpListener, watch: Watch, auth: ClientAuth, limits: I
         limits,
         places: Arc::new(Semaphore::new(limits.connections)),
         slots: Slots::new(limits.handshakes),
+        refusals: Refusals::new(),
         done,
     });
     tokio::spawn(accept_all(listener, acceptor));
@@ -90,6 +80,7 @@ struct Acceptor {
     limits: IncomingLimits,
     places: Arc<Semaphore>,
     slots: Slots,
+    refusals: Refusals,
     done: mpsc::Sender<io::Result<Connection>>,
 }
 
@@ -111,13 +102,30 @@ async fn accept_all(listener: TcpListener, acceptor: Arc<Acceptor>) {
     }
 }
 
+/// Why a connection was closed before it became one.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("no place for another connection")]
+    Connections,
+    #[error("no slot for another handshake")]
+    Handshakes,
+    #[error("we have no SVID of our own yet")]
+    NoCredentials,
+    #[error("our own SVID has expired")]
+    Expired,
+    #[error("socket: {0}")]
+    Socket(io::Error),
+    #[error(transparent)]
+    Handshake(HandshakeError),
+}
+
 impl Acceptor {
     fn take(self: Arc<Self>, tcp: TcpStream, address: SocketAddr) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            return debug!(%address, reason = "connections", "connection shed");
+            return self.refusals.log(address, &Refused::Connections);
         };
         let Some(slot) = self.slots.take(address.ip()) else {
-            return debug!(%address, reason = "handshakes", "connection shed");
+            return self.refusals.log(address, &Refused::Handshakes);
         };
         tokio::spawn(async move {
             match self.handshake(tcp, address, place).await {
@@ -125,7 +133,7 @@ impl Acceptor {
                     drop(slot);
                     let _ = self.done.send(Ok(connection)).await;
                 }
-                Err(reason) => debug!(%address, reason, "connection refused"),
+                Err(refused) => self.refusals.log(address, &refused),
             }
         });
     }
@@ -135,25 +143,25 @@ impl Acceptor {
         tcp: TcpStream,
         address: SocketAddr,
         place: OwnedSemaphorePermit,
-    ) -> Result<Connection, &'static str> {
+    ) -> Result<Connection, Refused> {
         let mut watch = self.watch.clone();
-        let credentials = watch.borrow_and_update().clone().ok_or("no_credentials")?;
+        // Marks this value as seen: what is published from here on wakes the connection's own end.
+        let credentials = watch.borrow_and_update().clone().ok_or(Refused::NoCredentials)?;
         if credentials.expired() {
-            return Err("own_svid_expired");
+            return Err(Refused::Expired);
         }
-        tcp.set_nodelay(true).map_err(|_| "socket")?;
-        let (stream, id) = self.accept(tcp, &credentials).await.map_err(|error| {
-            debug!(%address, %error, "handshake failed");
-            error.label()
-        })?;
-        let mut until = credentials.expires_at();
-        if let Some(peer) = &id {
-            until = until.min(peer.not_after());
-        }
-        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-        let clock = SharedClock::clone(credentials.clock());
-        let life = Life { until, clock, watch: Some(watch), chain, purpose: Purpose::Client };
-        Ok(Connection { io: Lived::new(stream, life), info: PeerInfo { id, address }, _place: place })
+        tcp.set_nodelay(true).and_then(|()| notice_dead_peers(&tcp)).map_err(Refused::Socket)?;
+        let (stream, id) = self.accept(tcp, &credentials).await.map_err(Refused::Handshake)?;
+        let ours = credentials.expires_at();
+        let life = Life {
+            until: id.as_ref().map_or(ours, |peer| ours.min(peer.path_not_after())),
+            clock: SharedClock::clone(credentials.clock()),
+            watch: Some(watch),
+            bundles: credentials.bundles().clone(),
+            chain: stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec(),
+            purpose: Purpose::Client,
+        };
+        Ok(Connection::new(Lived::new(stream, life), PeerInfo { id, address }, place))
     }
 
     async fn accept(
@@ -171,84 +179,43 @@ impl Acceptor {
     }
 }
 
-/// Handshakes under way: so many in all, a quarter for one source.
-#[derive(Clone)]
-struct Slots {
-    all: usize,
-    each: usize,
-    used: Arc<Mutex<HashMap<IpAddr, usize>>>,
+/// Tells of refusals, but not faster than anybody can read: a stranger decides how many there are.
+struct Refusals {
+    since: Instant,
+    second: AtomicU64,
+    in_it: AtomicU32,
+    unsaid: AtomicU32,
 }
 
-struct Slot {
-    slots: Slots,
-    source: IpAddr,
-}
-
-impl Slots {
-    fn new(all: usize) -> Self {
-        Self { all, each: (all / 4).max(1), used: Arc::default() }
+impl Refusals {
+    fn new() -> Self {
+        let zero = AtomicU32::default;
+        Self { since: Instant::now(), second: AtomicU64::default(), in_it: zero(), unsaid: zero() }
     }
 
-    fn take(&self, source: IpAddr) -> Option<Slot> {
-        let source = source.to_canonical();
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let mine = used.get(&source).copied().unwrap_or(0);
-        if mine >= self.each || used.values().sum::<usize>() >= self.all {
-            return None;
+    fn log(&self, address: SocketAddr, why: &Refused) {
+        // Silence and broken connections are everyday (port scans, load balancers' checks).
+        if let Refused::Handshake(HandshakeError::Timeout(_) | HandshakeError::Io(_)) = why {
+            return debug!(%address, %why, "connection refused");
         }
-        used.insert(source, mine + 1);
-        Some(Slot { slots: self.clone(), source })
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut used = self.slots.used.lock().unwrap_or_else(PoisonError::into_inner);
-        match used.get_mut(&self.source) {
-            Some(mine) if *mine > 1 => *mine -= 1,
-            _ => drop(used.remove(&self.source)),
+        if self.may_speak(self.since.elapsed().as_secs()) {
+            let unsaid = self.unsaid.swap(0, Ordering::Relaxed);
+            warn!(%address, %why, unsaid, "connection refused");
         }
     }
-}
 
-impl Connected for Connection {
-    type ConnectInfo = PeerInfo;
-
-    fn connect_info(&self) -> PeerInfo {
-        self.info.clone()
+    /// Counts of two threads may be off by a few at a second's edge; the bound is what matters.
+    fn may_speak(&self, second: u64) -> bool {
+        if self.second.swap(second, Ordering::Relaxed) != second {
+            self.in_it.store(0, Ordering::Relaxed);
+        }
+        let may = self.in_it.fetch_add(1, Ordering::Relaxed) < LOGGED_A_SECOND;
+        if !may {
+            self.unsaid.fetch_add(1, Ordering::Relaxed);
+        }
+        may
     }
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-}
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use countersign_identity::Purpose;
+use countersign_identity::{BundleChange, BundleSet, Purpose};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -36,6 +36,8 @@ pub(crate) struct Life {
     pub(crate) clock: SharedClock,
     /// New bundles come from here; `None` for a connection made before the first SVID.
     pub(crate) watch: Option<Watch>,
+    /// By which the peer was judged; only a set that lost a root makes us judge it again.
+    pub(crate) bundles: BundleSet,
     /// The peer's chain as shown, leaf first; empty when it showed none.
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) purpose: Purpose,
@@ -59,10 +61,10 @@ impl<S> Lived<S> {
     }
 
     fn alive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.ended.is_none() {
-            if let Poll::Ready(ended) = self.end.as_mut().poll(cx) {
-                self.ended = Some(ended);
-            }
+        if self.ended.is_none()
+            && let Poll::Ready(ended) = self.end.as_mut().poll(cx)
+        {
+            self.ended = Some(ended);
         }
         self.ended.map_or(Ok(()), |ended| Err(io::Error::new(io::ErrorKind::ConnectionAborted, ended)))
     }
@@ -87,11 +89,13 @@ impl Life {
         }
     }
 
-    fn still_vouched(&self) -> bool {
+    fn still_vouched(&mut self) -> bool {
         let Some(credentials) = self.watch.as_ref().and_then(|watch| watch.borrow().clone()) else {
             return true;
         };
-        self.chain.is_empty() || credentials.reverify(&self.chain, self.purpose).is_ok()
+        let change = credentials.bundles().compare(&self.bundles);
+        self.bundles = credentials.bundles().clone();
+        change != BundleChange::Lost || self.chain.is_empty() || credentials.reverify(&self.chain, self.purpose).is_ok()
     }
 }
 

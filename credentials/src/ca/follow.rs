@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use countersign_api::ca as wire;
 use countersign_api::ca::certificate_authority_client::CertificateAuthorityClient;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::Streaming;
 use tracing::{info, warn};
 
@@ -21,6 +21,9 @@ use crate::channel::{ChannelSettings, TlsAs, channel};
 
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// A stream that lasted so long was a good one: the next delay starts small. One that breaks sooner does not count as a
+/// success, or a CA that lets us in and throws us out would be dialled several times a second for ever.
+const STEADY: Duration = Duration::from_secs(30);
 /// The CA sends the bundle at once.
 const FIRST_MESSAGE: Duration = Duration::from_secs(15);
 
@@ -31,7 +34,12 @@ pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>, mut watch: Wat
         if watch.wait_for(|held| held.as_ref().is_some_and(|held| !held.expired())).await.is_err() {
             return;
         }
-        match follow(&config, &store, &mut watch, &mut backoff).await {
+        let began = Instant::now();
+        let end = follow(&config, &store, &mut watch).await;
+        if began.elapsed() >= STEADY {
+            backoff.succeeded();
+        }
+        match end {
             Ok(()) => store.following(false, None),
             Err(error) => {
                 let delay = backoff.failed();
@@ -44,11 +52,10 @@ pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>, mut watch: Wat
 }
 
 /// One stream. Ends well when our SVID was renewed: the connection would end with the old one.
-async fn follow(config: &CaClient, store: &Store, watch: &mut Watch, backoff: &mut Backoff) -> Result<(), CaError> {
+async fn follow(config: &CaClient, store: &Store, watch: &mut Watch) -> Result<(), CaError> {
     let ours = leaf(watch);
     let mut stream = open(config, store, watch).await?;
     let mut next = first(&mut stream).await?;
-    backoff.succeeded();
     store.following(true, None);
     loop {
         take(store, next);

@@ -21,6 +21,8 @@ const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 /// Renewal comes at half of what is left, give or take this part of it.
 const JITTER: f64 = 0.1;
+/// A CA that grants next to no life must not be asked without a pause.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// When a bundle drops our root, all who lost it renew within this time, not in the same instant.
 const SPREAD: Duration = Duration::from_secs(1);
 /// The wall clock is asked at least so often: it may be set, or the machine may have slept.
@@ -34,7 +36,7 @@ pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>) {
                 let life = left(&credentials, &store.clock);
                 backoff.succeeded();
                 backoff.set_cap(LONGEST_DELAY.min(life / 10));
-                let due = after(store.clock.now(), jittered(life / 2, JITTER));
+                let due = after(store.clock.now(), jittered(life / 2, JITTER).max(SHORTEST_WAIT));
                 store.renewal_succeeded(due);
                 info!(id = %credentials.id(), life_s = life.as_secs(), "new SVID in force");
                 wait(&store, due).await;
@@ -62,7 +64,7 @@ async fn obtain(config: &CaClient, store: &Store, failures: u32) -> Result<Arc<C
 async fn who_vouches_for_the_ca(config: &CaClient, store: &Store, failures: u32) -> Result<BundleSet, CaError> {
     let lost = store.credentials().is_none_or(|credentials| credentials.expired());
     match store.bundle() {
-        Some(bundle) if !lost || failures % 2 == 0 => set(bundle),
+        Some(bundle) if !lost || failures.is_multiple_of(2) => set(bundle),
         _ => {
             let now = store.clock.now();
             set(bootstrap::read(&config.bootstrap, store.trust_domain().clone(), now).await?)

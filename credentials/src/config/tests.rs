@@ -76,3 +76,19 @@ async fn only_modern_signatures_prove_possession() {
     ];
     assert_eq!(schemes, allowed);
 }
+
+/// ecdsa_secp256r1_sha256, and an empty signature.
+fn signature() -> rustls::DigitallySignedStruct {
+    use rustls::internal::msgs::codec::{Codec as _, Reader};
+    rustls::DigitallySignedStruct::read(&mut Reader::init(&[4, 3, 0, 0])).unwrap()
+}
+
+#[tokio::test]
+async fn a_tls_1_2_signature_is_refused_in_either_role() {
+    let credentials = TestCa::new("cluster.local").credentials(ME, &TestClock::new());
+    let leaf = &credentials.svid().chain()[0];
+    let clients = Verifier::of_clients(Arc::clone(&credentials.trust), true, PeerSlot::default());
+    rustls::server::danger::ClientCertVerifier::verify_tls12_signature(&clients, b"", leaf, &signature()).unwrap_err();
+    let server = Verifier::of_server(Arc::clone(&credentials.trust), id(ME), PeerSlot::default());
+    rustls::client::danger::ServerCertVerifier::verify_tls12_signature(&server, b"", leaf, &signature()).unwrap_err();
+}

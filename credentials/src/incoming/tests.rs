@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use super::*;
 
 #[test]
@@ -27,4 +29,13 @@ fn the_whole_of_the_handshakes_is_bounded_and_given_back() {
     assert!(slots.take(IpAddr::from([10, 0, 0, 9])).is_none());
     drop(held);
     assert!(slots.used.lock().unwrap().is_empty(), "sources are forgotten");
+}
+
+#[test]
+fn a_flood_of_refusals_is_a_handful_of_lines() {
+    let refusals = Refusals::new();
+    let spoken = |second| (0..1000).filter(|_| refusals.may_speak(second)).count();
+    assert_eq!(spoken(7), LOGGED_A_SECOND as usize);
+    assert_eq!(spoken(8), LOGGED_A_SECOND as usize);
+    assert_eq!(refusals.unsaid.load(Ordering::Relaxed), 2 * (1000 - LOGGED_A_SECOND));
 }

@@ -30,6 +30,7 @@ fn fixture(until: u64) -> Fixture {
         until: UnixTime::since_unix_epoch(Duration::from_secs(until)),
         clock: clock.shared(),
         watch: Some(watch),
+        bundles: ca.bundles(),
         chain: ca.sign(PEER, &KeyPair::generate().unwrap(), START - 60, START + HOUR),
         purpose: Purpose::Server,
     };
