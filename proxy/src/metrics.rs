@@ -391,3 +391,7 @@ fn handshake_seconds(registry: &mut Registry) -> Family<Way, Histogram, fn() -> 
     );
     family
 }
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;
