@@ -153,3 +153,17 @@ fn bits(number: &[u8]) -> usize {
     let leading = significant.clone().next().map_or(0, |b| b.leading_zeros());
     significant.count() * 8 - leading as usize
 }
+
+#[cfg(test)]
+mod tests {
+    use super::bits;
+
+    #[test]
+    fn leading_zeros_do_not_lengthen_a_key() {
+        assert_eq!(bits(&[]), 0);
+        assert_eq!(bits(&[0, 0]), 0);
+        assert_eq!(bits(&[1]), 1);
+        assert_eq!(bits(&[0, 0x80, 0]), 16);
+        assert_eq!(bits(&[0, 0, 0x7f, 0xff]), 15);
+    }
+}

@@ -214,7 +214,7 @@ fn an_added_root_is_a_gain_and_a_missing_one_a_loss() {
 #[test]
 fn a_root_that_moves_to_another_trust_domain_is_lost_to_the_first() {
     let a = Ca::root();
-    let (older, newer) = (set(&[bundle("td", 1, &[&a])]), set(&[bundle("other", 1, &[&a])]));
+    let (older, newer) = (set(&[bundle("td", 1, &[&a])]), set(&[bundle("dt", 1, &[&a])]));
     assert_eq!(newer.compare(&older), BundleChange::Lost);
     assert_ne!(newer.fingerprint(), older.fingerprint());
     let lost: Vec<_> = older.lost_in(&newer).collect();

@@ -146,6 +146,15 @@ fn a_key_usage_that_is_not_der_is_refused() {
     let malformed = (0, CertificateError::BadExtension("key usage"));
     assert_eq!(certificate_error("leaf_with_padded_key_usage"), malformed);
     assert_eq!(certificate_error("leaf_with_key_usage_and_more"), malformed);
+    for value in [&[3, 2, 0, 0x80][..], &[3, 2, 8, 0x80], &[3, 1, 0], &[0x23, 2, 7, 0x80], &[3, 0x81, 2, 7, 0x80], &[]]
+    {
+        let refused = with_leaf(|p| {
+            p.key_usages.clear();
+            p.custom_extensions.push(extension(15, true, value.to_vec()));
+        });
+        let (index, reason) = malformed;
+        assert_eq!(refused.refused(), VerifyError::Certificate { index, reason }, "{value:02x?}");
+    }
 }
 
 #[test]

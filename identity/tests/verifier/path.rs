@@ -85,6 +85,8 @@ fn expired_is_refused_from_the_first_second_after() {
     let (not_after, now) = (at(NOW + HOUR), at(NOW + HOUR + 1));
     let expected = VerifyError::Expired { not_after, now };
     assert_eq!(case("leaf_expired").refused(), expected);
+    let stranger = case("unknown_trust_domain").at(NOW + HOUR + 1);
+    assert_eq!(stranger.refused(), expected, "time is asked first, it costs nothing");
 }
 
 #[test]
