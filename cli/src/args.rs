@@ -50,9 +50,6 @@ pub struct DemoArgs {
     /// Leave it running afterwards, and print what to try
     #[arg(long)]
     pub keep: bool,
-    /// Write the packet capture here (pcap), to be looked at with other programs
-    #[arg(long, value_name = "FILE")]
-    pub capture: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -20,7 +20,7 @@ const GREETING: &[u8] = b"220 mail.shop.example ESMTP ready\r\n";
 /// A program of ours that is ready is so within this.
 const READY: Duration = Duration::from_secs(10);
 /// The header that curl sends and nginx gives back.
-pub const MARKER_HEADER: &str = "X-Marker";
+const MARKER_HEADER: &str = "X-Marker";
 /// What the load asks for; its answers are not logged.
 pub const LOAD_PATH: &str = "/kilobyte";
 
@@ -88,9 +88,13 @@ pub fn first_byte(place: &Namespace, server: SocketAddr) -> Result<Duration> {
     })
 }
 
-/// Arguments of curl, as they are shown and typed.
-pub fn curl_args(url: &str, marker: &str) -> Vec<String> {
-    ["-sS", "--max-time", "10", "-H", &format!("{MARKER_HEADER}: {marker}"), url].map(str::to_owned).to_vec()
+fn curl_args(url: &str, marker: &str) -> [String; 6] {
+    ["-sS", "--max-time", "10", "-H", &format!("{MARKER_HEADER}: {marker}"), url].map(str::to_owned)
+}
+
+/// The command, as a person would type it.
+pub fn curl_line(url: &str, marker: &str) -> String {
+    format!("curl -sS --max-time 10 -H '{MARKER_HEADER}: {marker}' {url}")
 }
 
 /// Runs curl in a pod, whatever comes of it.

@@ -10,7 +10,6 @@ mod exec;
 mod keep;
 mod say;
 mod stage;
-mod wire;
 
 use std::time::Instant;
 
@@ -45,7 +44,7 @@ pub fn run(args: &DemoArgs, format: Format) -> Result<Verdict> {
     let who = if inside.rootless() { "an ordinary user, in a user namespace" } else { "root" };
     say.line(&say.style().strong(&format!("Countersign: a mesh on this machine, run by {who}")));
     let began = Instant::now();
-    let stage = match Stage::start(inside, args.capture.clone()) {
+    let stage = match Stage::start(inside) {
         Ok(stage) => stage,
         Err(error) => {
             say.claim(0, "The mesh starts", |_| Err(error));

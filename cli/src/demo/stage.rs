@@ -57,8 +57,6 @@ pub struct Stage {
     pub frontend_id: String,
     /// See `frontend_id`.
     pub intruder_id: String,
-    /// Where the packet capture is to be written, if anywhere.
-    pub capture_file: Option<PathBuf>,
     folder: PathBuf,
 }
 
@@ -87,7 +85,7 @@ pub fn binaries() -> Result<()> {
 
 impl Stage {
     /// Starts everything; all of it is ready when this returns.
-    pub fn start(inside: Inside, capture_file: Option<PathBuf>) -> Result<Self> {
+    pub fn start(inside: Inside) -> Result<Self> {
         let mesh = Mesh::start(Net::new(inside)?, Settings::default())?;
         mesh.object("rules.yaml", RULES)?;
         mesh.service(NAMESPACE, "backend", 10, &SERVICE_PORTS)?;
@@ -114,7 +112,6 @@ impl Stage {
             stranger,
             plain,
             mesh,
-            capture_file,
             folder,
         })
     }

@@ -51,7 +51,7 @@ fn stranger(stage: &Stage, say: &mut Say) -> Result<()> {
 
 fn attempt(stage: &Stage, say: &mut Say, who: &str, place: &Namespace, url: &str) -> Result<()> {
     let marker = stage.marker();
-    say.command(who, &format!("curl {}", apps::curl_args(url, &marker).join(" ")));
+    say.command(who, &apps::curl_line(url, &marker));
     let done = apps::curl(place, url, &marker)?;
     ensure!(!done.status.success() && done.stdout.is_empty(), "{who} was served: {}", done.text().trim());
     say.fact(done.errors().trim().to_owned());
