@@ -186,6 +186,22 @@ impl Audit {
     }
 }
 
+#[cfg(test)]
+impl Audit {
+    /// A log on an open file.
+    pub(crate) fn on(file: File) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        std::thread::spawn(move || Log { file, good: 0, torn: false }.serve(waiting));
+        Self { queue }
+    }
+
+    /// A log whose disk never answers, and what waits for it.
+    pub(crate) fn stuck() -> (Self, impl Sized) {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        (Self { queue }, waiting)
+    }
+}
+
 struct Log {
     file: File,
     /// Everything before is whole records that were acknowledged.

@@ -124,13 +124,6 @@ struct Call {
     key: Option<ProvenKey>,
 }
 
-/// The end of the way, but for the record.
-struct Product {
-    grant: Grant,
-    signed: Signed,
-    authority: Arc<Authority>,
-}
-
 impl Issuance {
     /// Nobody has asked yet.
     pub fn new(parts: Parts, limits: CallLimits) -> Self {
@@ -143,7 +136,7 @@ impl Issuance {
         }
     }
 
-    /// The whole journey, with the one place where its outcome is recorded, counted and logged.
+    /// The one place where an outcome is recorded, counted and logged.
     pub async fn issue(&self, request: IssueSvidRequest, source: IpAddr) -> Result<IssueSvidResponse, Refusal> {
         let began = Instant::now();
         let mut call = Call {
@@ -153,14 +146,14 @@ impl Issuance {
             caller: None,
             key: None,
         };
-        let answer = match self.signed(&request, &mut call).await {
-            Ok(product) => match self.record_granted(&call, &product).await {
-                Ok(recorded) => Ok(answer(&call, product, recorded)),
-                Err(error) => Err(Refusal::Audit(error)),
-            },
-            Err(refusal) => {
-                self.record_refused(&call, &refusal).await;
-                Err(refusal)
+        let answer = match self.slots.try_acquire() {
+            Err(_) => Err(Refusal::Busy),
+            Ok(_slot) => {
+                let answer = self.journey(&request, &mut call).await;
+                if let Err(refusal) = &answer {
+                    self.record_refused(&call, refusal).await;
+                }
+                answer
             }
         };
         let outcome = answer.as_ref().map_or_else(Refusal::label, |_| GRANTED);
@@ -168,20 +161,20 @@ impl Issuance {
         answer
     }
 
-    async fn signed(&self, request: &IssueSvidRequest, call: &mut Call) -> Result<Product, Refusal> {
-        let (now_ms, now) = (call.arrived_ms, seconds(call.arrived_ms / 1000));
-        let _slot = self.slots.try_acquire().map_err(|_| Refusal::Busy)?;
+    /// The steps. What is learned on the way is left in `call`, for the record of a refusal.
+    async fn journey(&self, request: &IssueSvidRequest, call: &mut Call) -> Result<IssueSvidResponse, Refusal> {
+        let now = seconds(call.arrived_ms / 1000);
         self.sources.take(call.source, Instant::now()).map_err(|wait| Refusal::Rate { whose: "address", wait })?;
         let caller = call.caller.insert(self.parts.attestor.attest(&request.token, now).await?);
-        self.callers
-            .take(caller.pod_uid().to_owned(), Instant::now())
-            .map_err(|wait| Refusal::Rate { whose: "pod", wait })?;
+        let uid = caller.pod_uid().to_owned();
+        self.callers.take(uid, Instant::now()).map_err(|wait| Refusal::Rate { whose: "pod", wait })?;
         let key = call.key.insert(csr::verify(&request.csr)?);
         let authority = self.parts.state.authority();
         let wish = Wish { ttl_seconds: request.ttl_seconds, client_time_ms: request.client_time_ms };
-        let grant = grant::decide(caller, wish, self.granter(&authority), now_ms)?;
+        let grant = grant::decide(caller, wish, self.granter(&authority), call.arrived_ms)?;
         let signed = sign::leaf(&authority, &grant, key.public(), now)?;
-        Ok(Product { grant, signed, authority })
+        let recorded = self.record_granted(call, &grant, &signed).await?;
+        Ok(answer(call, &signed, &authority, recorded))
     }
 
     fn granter<'a>(&'a self, authority: &'a Authority) -> Granter<'a> {
@@ -193,8 +186,7 @@ impl Issuance {
         }
     }
 
-    async fn record_granted(&self, call: &Call, product: &Product) -> Result<Recorded, AuditError> {
-        let Product { grant, signed, .. } = product;
+    async fn record_granted(&self, call: &Call, grant: &Grant, signed: &Signed) -> Result<Recorded, AuditError> {
         let entry = Entry {
             spiffe_id: Some(grant.id().as_str()),
             serial: Some(signed.serial()),
@@ -251,11 +243,11 @@ fn who(caller: &Caller) -> Who<'_> {
 }
 
 /// Nothing leaves without its record.
-fn answer(call: &Call, product: Product, _recorded: Recorded) -> IssueSvidResponse {
+fn answer(call: &Call, signed: &Signed, authority: &Authority, _recorded: Recorded) -> IssueSvidResponse {
     IssueSvidResponse {
-        chain: product.signed.chain().iter().map(|certificate| certificate.to_vec()).collect(),
+        chain: signed.chain().iter().map(|certificate| certificate.to_vec()).collect(),
         ca_time_ms: i64::try_from(call.arrived_ms).unwrap_or(i64::MAX),
-        bundle: Some(bundle(&product.authority)),
+        bundle: Some(bundle(authority)),
     }
 }
 
@@ -271,3 +263,6 @@ pub fn bundle(authority: &Authority) -> TrustBundle {
 fn lifetime(grant: &Grant, now: UnixTime) -> Duration {
     Duration::from_secs(grant.not_after().as_secs().saturating_sub(now.as_secs()))
 }
+
+#[cfg(test)]
+mod tests;

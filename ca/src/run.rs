@@ -67,6 +67,10 @@ pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Resul
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
+    if let Some(file) = &config.ready_file {
+        // One of a former run would name ports that are gone.
+        let _ = std::fs::remove_file(file);
+    }
     let jwks = Arc::new(Jwks::open(&config.jwks_file, config.token.clone())?);
     let (state, audit) = open_state(&config, &clock).await?;
     let bundle_pem = state.authority().root().pem();
@@ -178,23 +182,31 @@ async fn tcp(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, So
 }
 
 impl Running {
+    /// The file first: who waits for the log line finds it.
     fn announce(&self, config: &Config) -> Result<(), StartError> {
+        if let Some(file) = &config.ready_file {
+            let text = json!({
+                "listen": self.listen, "health": self.health, "admin": self.admin, "bundle": self.bundle,
+                "pid": std::process::id(),
+            });
+            write_whole(file, format!("{text}\n").as_bytes(), 0o644)?;
+        }
         tracing::info!(
             listen = %self.listen, health = %self.health, admin = %self.admin.display(),
             bundle = %self.bundle.display(), "ready"
         );
-        let Some(file) = &config.ready_file else { return Ok(()) };
-        let text = json!({
-            "listen": self.listen, "health": self.health, "admin": self.admin, "bundle": self.bundle,
-            "pid": std::process::id(),
-        });
-        Ok(write_whole(file, format!("{text}\n").as_bytes(), 0o644)?)
+        Ok(())
     }
 
     /// Not ready from now on; streams end, calls under way may end. True if all ended within `limit`.
     pub async fn shutdown(mut self, limit: std::time::Duration) -> bool {
         self.shutdown.cancel();
         let ended = tokio::time::timeout(limit, &mut self.grpc).await.is_ok();
+        for task in std::mem::take(&mut self.others) {
+            task.abort();
+            // Cancelled: that is how it ends. The state's lock is free once all are gone.
+            let _ = task.await;
+        }
         let _ = std::fs::remove_file(&self.admin);
         ended
     }
@@ -216,3 +228,6 @@ impl Drop for Running {
         self.others.iter().for_each(JoinHandle::abort);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,3 +117,6 @@ pub async fn record_ca(
     };
     audit.record(&entry, now_ms).await
 }
+
+#[cfg(test)]
+mod tests;

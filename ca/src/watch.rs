@@ -151,3 +151,6 @@ async fn ended(clock: &SharedClock, until: u64, shutdown: &CancellationToken) ->
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

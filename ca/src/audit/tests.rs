@@ -72,14 +72,10 @@ async fn no_room_is_an_error_to_every_waiting_writer_and_ends_when_there_is_room
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     assert_eq!(log.good, 0);
 
-    let (queue, waiting) = mpsc::channel(QUEUE);
-    let thread = std::thread::spawn(move || log.serve(waiting));
-    let audit = Audit { queue };
+    let audit = Audit::on(log.file);
     for _ in 0..3 {
         assert!(matches!(audit.record(&entry(), 1).await, Err(AuditError::Write(_))));
     }
-    drop(audit);
-    thread.join().unwrap();
 }
 
 #[test]

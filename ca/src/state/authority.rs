@@ -202,6 +202,14 @@ impl Pair {
     }
 }
 
+#[cfg(test)]
+impl Pair {
+    /// The private key, for tests that build a state by hand.
+    pub(crate) fn secret_for_test(&self) -> Vec<u8> {
+        self.key_der().to_vec()
+    }
+}
+
 fn make_root(trust_domain: &TrustDomain, life: Duration, now: UnixTime) -> Result<Pair, AuthorityError> {
     let what = "root";
     let key = new_key(what)?;

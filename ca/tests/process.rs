@@ -1,0 +1,212 @@
+//! The binary itself: start, signals, two on one directory, a wrong key. What it says on stderr is the event that is waited for.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// A public key as any issuer of tokens publishes it.
+const JWKS: &str = r#"{"keys":[{"kty":"EC","crv":"P-256","use":"sig","alg":"ES256","kid":"k1",
+ "x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+/// A running CA and its log lines; killed when dropped.
+struct Ca {
+    child: Child,
+    log: BufReader<ChildStderr>,
+}
+
+fn place() -> Place {
+    let place = Place { dir: tempfile::tempdir().unwrap() };
+    std::fs::write(place.dir.path().join("jwks"), JWKS).unwrap();
+    place.key(7);
+    place
+}
+
+impl Place {
+    fn key(&self, byte: u8) {
+        let path = self.dir.path().join("key");
+        std::fs::write(&path, [byte; 32]).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn state(&self) -> std::path::PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_countersign-ca"));
+        let path = |name: &str| self.dir.path().join(name);
+        command.env_clear().stdout(Stdio::null()).stderr(Stdio::piped());
+        command.arg("--state-dir").arg(path("state")).arg("--state-key-file").arg(path("key"));
+        command.arg("--jwks-file").arg(path("jwks")).arg("--ready-file").arg(path("ready.json"));
+        command.args(["--token-issuer", "https://issuer", "--trust-domain", "mesh.test"]);
+        command.args(["--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0"]);
+        command
+    }
+
+    fn start(&self) -> Ca {
+        let mut child = self.command().spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut ca = Ca { child, log };
+        ca.wait_for("ready");
+        ca
+    }
+
+    fn ready(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.dir.path().join("ready.json")).unwrap()).unwrap()
+    }
+}
+
+impl Ca {
+    fn wait_for(&mut self, message: &str) {
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "ended before {message:?}: {seen}");
+            let json: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+            if json["message"] == message {
+                return;
+            }
+            seen.push_str(&line);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        // Read on, so that it never waits for us.
+        let mut rest = Vec::new();
+        self.log.read_to_end(&mut rest).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Ca {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = std::fs::read_dir(path)
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|entry| entry.file_type().unwrap().is_file())
+        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn sigterm_ends_it_in_order() {
+    let place = place();
+    let mut ca = place.start();
+    let ready = place.ready();
+    assert_ne!(ready["listen"], "127.0.0.1:0", "the port that was bound");
+    assert_eq!(ready["pid"], ca.child.id());
+    ca.signal(Signal::TERM);
+    assert_eq!(ca.exit_code(), Some(0));
+    assert!(!place.state().join("admin.sock").exists());
+    let mut again = place.command();
+    place.key(9);
+    assert_eq!(again.output().unwrap().status.code(), Some(2));
+    assert!(!place.dir.path().join("ready.json").exists(), "a ready file of a former run names ports that are gone");
+}
+
+#[test]
+fn a_second_one_on_the_same_directory_does_not_start() {
+    let place = place();
+    let _first = place.start();
+    let second = place.command().output().unwrap();
+    assert_eq!(second.status.code(), Some(2));
+    assert!(said(&second).contains("in use by another countersign-ca"), "{}", said(&second));
+}
+
+#[test]
+fn a_killed_one_comes_back_with_its_root_and_its_log() {
+    let place = place();
+    let first = place.start();
+    let bundle = std::fs::read(place.state().join("bundle.pem")).unwrap();
+    let log = std::fs::read(place.state().join("audit.jsonl")).unwrap();
+    drop(first);
+    let _second = place.start();
+    assert_eq!(std::fs::read(place.state().join("bundle.pem")).unwrap(), bundle);
+    let grown = std::fs::read(place.state().join("audit.jsonl")).unwrap();
+    assert!(grown.starts_with(&log) && grown.len() > log.len());
+}
+
+#[test]
+fn a_wrong_key_ends_the_start_and_touches_nothing() {
+    let place = place();
+    let mut ca = place.start();
+    ca.signal(Signal::TERM);
+    ca.exit_code();
+    let before = files(&place.state());
+    place.key(8);
+    let output = place.command().output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("wrong state key"), "{}", said(&output));
+    assert_eq!(files(&place.state()), before);
+}
+
+#[test]
+fn a_key_file_open_to_others_ends_the_start() {
+    let place = place();
+    std::fs::set_permissions(place.dir.path().join("key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let output = place.command().output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("mode 0644"), "{}", said(&output));
+    assert!(!place.state().exists());
+}
+
+#[test]
+fn an_unknown_flag_is_named_and_help_needs_nothing() {
+    let place = place();
+    let output = place.command().arg("--tokn-issuer").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("--tokn-issuer"), "{}", said(&output));
+    let help = Command::new(env!("CARGO_BIN_EXE_countersign-ca")).arg("--help").output().unwrap();
+    assert!(help.status.success());
+}
+
+#[test]
+fn the_log_filter_changes_at_run_time() {
+    use std::io::Write as _;
+    let place = place();
+    let _ca = place.start();
+    let ask = |request: &str| {
+        let mut socket = std::os::unix::net::UnixStream::connect(place.state().join("admin.sock")).unwrap();
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(ask("GET /log HTTP/1.1\r\nhost: x\r\n\r\n").ends_with("info\n"));
+    let put = |filter: &str| {
+        ask(&format!("PUT /log HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{filter}", filter.len()))
+    };
+    assert!(put("countersign_ca=debug").ends_with("countersign_ca=debug\n"));
+    assert!(put("a=b=c").starts_with("HTTP/1.1 400"));
+    assert!(
+        ask("GET /log HTTP/1.1\r\nhost: x\r\n\r\n").ends_with("countersign_ca=debug\n"),
+        "a bad one changes nothing"
+    );
+}
