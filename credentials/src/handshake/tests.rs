@@ -421,3 +421,40 @@ async fn a_client_that_leaves_is_no_protocol_error() {
     let error = accept(far, &mesh.back, &[ALPN], LIMIT).await.map(drop).unwrap_err();
     assert_eq!(error.label(), "io", "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn p384_ed25519_and_rsa_pss_keys_prove_possession_too() {
+    let mesh = mesh();
+    for kind in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519, &rcgen::PKCS_RSA_SHA256] {
+        let key = KeyPair::generate_for(kind).unwrap();
+        let chain = mesh.ca.sign(FRONT, &key, START - 60, START + HOUR);
+        let svid = countersign_identity::Svid::new(chain, private(&key)).unwrap();
+        let front = Credentials::new(Arc::new(svid), mesh.ca.bundles(), mesh.clock.shared()).unwrap();
+        let (client, server) = shake(&front, &mesh.back, BACK).await;
+        client.unwrap();
+        assert_eq!(server.unwrap().1.id().as_str(), FRONT);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_p521_key_proves_nothing() {
+    let mesh = mesh();
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap();
+    let chain = mesh.ca.sign(FRONT, &key, START - 60, START + HOUR);
+    let (config, _) = connect_config(&mesh.front, &[ALPN], &id(BACK));
+    let mut config = Arc::unwrap_or_clone(config);
+    let key = any_supported_type(&private(&key)).unwrap();
+    config.client_auth_cert_resolver = Arc::new(Impostor(Arc::new(CertifiedKey::new(chain, key))));
+    let (client, error) = raw_client(config, &mesh.back).await;
+    client.unwrap_err();
+    assert!(!matches!(error, HandshakeError::Timeout(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_holds_few_kilobytes_of_state() {
+    let mesh = mesh();
+    let (near, far) = duplex(64);
+    let expected = id(BACK);
+    assert!(size_of_val(&connect(near, &mesh.front, &[ALPN], &expected, LIMIT)) < 4096);
+    assert!(size_of_val(&accept(far, &mesh.back, &[ALPN], LIMIT)) < 4096);
+}
