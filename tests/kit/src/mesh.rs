@@ -361,7 +361,8 @@ impl Mesh {
         let marker = format!("marker-{}", MESHES.fetch_add(1, Ordering::Relaxed));
         self.object("marker.yaml", &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {marker}}}\n"))?;
         wait_for(READY, "the controller reads what was written", || {
-            self.controller_status().is_ok_and(|s| s.to_string().contains(&marker))
+            admin_get(&self.folder.join("controller/admin.sock"), "/config_dump")
+                .is_ok_and(|dump| dump["mesh"].to_string().contains(&marker))
         })?;
         for pod in pods {
             wait_for(READY, &format!("{} holds the newest rules", pod.spec.name), || {
