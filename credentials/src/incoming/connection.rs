@@ -17,7 +17,7 @@ use crate::lived::Lived;
 /// Who is on a connection; tonic puts it into each request's extensions.
 #[derive(Clone, Debug)]
 pub struct PeerInfo {
-    /// The proven identity; `None` only under [`ClientAuth::Optional`].
+    /// The proven identity; `None` only under [`crate::ClientAuth::Optional`].
     pub id: Option<VerifiedId>,
     /// Where the connection comes from.
     pub address: SocketAddr,
