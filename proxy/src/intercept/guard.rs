@@ -1,8 +1,8 @@
 //! Guards on destinations: a neighbour on the link chooses the destination of what it sends us, so the original
 //! destination is an attacker's word until it passed here. Pure; called by both journeys first of all.
 //!
-//! A redirect happens before routing: a packet for 127.0.0.1 or 169.254.169.254 that arrives on the pod's link is redirected
-//! to our listener like any other, and connection tracking then names that address (docs/decisions/0002).
+//! The redirect acts before routing: a packet for 127.0.0.1 that arrives on the pod's link is redirected to our listener before
+//! the kernel can call it martian, and connection tracking then names that address (docs/decisions/0002).
 
 use std::net::{IpAddr, SocketAddr};
 
