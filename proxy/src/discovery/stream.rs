@@ -28,6 +28,8 @@ const SWEEP: Duration = Duration::from_secs(60);
 const MAX_MESSAGE: usize = 32 * 1024 * 1024;
 /// Messages to the controller that may wait for the network.
 const OUTGOING: usize = 64;
+/// More rules than these are compiled on another thread: at some 10 us each they would hold up the data path.
+const MANY_RULES: usize = 128;
 /// Longest problem sent or shown.
 const MAX_PROBLEM: usize = 1000;
 
@@ -89,7 +91,7 @@ async fn pause(delay: Duration, credentials: &mut Watch) {
 }
 
 /// One stream, from dialling to its end. `up_since` is set once it was open.
-async fn one_stream(shared: &Shared, credentials: &Watch, address: &str, up_since: &mut Option<Instant>) -> End {
+async fn one_stream(shared: &Arc<Shared>, credentials: &Watch, address: &str, up_since: &mut Option<Instant>) -> End {
     let mut credentials = credentials.clone();
     let Some(ours) = credentials.borrow_and_update().clone() else {
         return lost("no_credentials", "no SVID of our own");
@@ -113,7 +115,7 @@ async fn one_stream(shared: &Shared, credentials: &Watch, address: &str, up_sinc
             message = incoming.message() => match message {
                 Ok(Some(message)) => {
                     // Only the newest Ack matters: each Workload replaces the last.
-                    ack = shared.take_in(message).or(ack);
+                    ack = take_in(shared, message).await.or(ack);
                 }
                 Ok(None) => return lost("closed", "the controller closed the stream"),
                 Err(status) => return broken(&status),
@@ -180,6 +182,32 @@ fn renewal(old: &Credentials, credentials: &mut Watch) -> Option<Instant> {
     Some(Instant::now() + Duration::from_secs(left).mul_f64(part))
 }
 
+/// Puts in force what came; the Ack, if it was rules.
+async fn take_in(shared: &Arc<Shared>, message: api::ToProxy) -> Option<api::Ack> {
+    match message.kind {
+        Some(api::to_proxy::Kind::Workload(workload)) => {
+            let revision = workload.revision.clone();
+            let read = read_rules(shared, workload).await;
+            Some(shared.take_in_rules(revision, read))
+        }
+        Some(api::to_proxy::Kind::Answer(answer)) => {
+            shared.take_in_answer(answer);
+            None
+        }
+        // A newer controller says something that this proxy does not know: nothing changes by it.
+        None => None,
+    }
+}
+
+async fn read_rules(shared: &Arc<Shared>, workload: api::Workload) -> Result<workload::Read, workload::Refused> {
+    if workload.rules.len() <= MANY_RULES {
+        return workload::read(&shared.settings, workload);
+    }
+    let shared = Arc::clone(shared);
+    let read = tokio::task::spawn_blocking(move || workload::read(&shared.settings, workload)).await;
+    read.unwrap_or(Err(workload::Refused::Unreadable))
+}
+
 fn broken(status: &Status) -> End {
     let label = ChannelError::behind(status).map_or("stream", ChannelError::label);
     lost(label, &reason(status))
@@ -219,19 +247,6 @@ impl Shared {
         })
     }
 
-    /// Puts in force what came; the Ack, if it was rules.
-    fn take_in(&self, message: api::ToProxy) -> Option<api::Ack> {
-        match message.kind {
-            Some(api::to_proxy::Kind::Workload(workload)) => Some(self.take_in_workload(workload)),
-            Some(api::to_proxy::Kind::Answer(answer)) => {
-                self.take_in_answer(answer);
-                None
-            }
-            // A newer controller says something that this proxy does not know: nothing changes by it.
-            None => None,
-        }
-    }
-
     fn take_in_answer(&self, answer: api::Answer) {
         match answer::read(answer) {
             Ok(read) => {
@@ -244,9 +259,8 @@ impl Shared {
         }
     }
 
-    fn take_in_workload(&self, workload: api::Workload) -> api::Ack {
-        let revision = workload.revision.clone();
-        match workload::read(&self.settings, workload) {
+    fn take_in_rules(&self, revision: String, read: Result<workload::Read, workload::Refused>) -> api::Ack {
+        match read {
             Ok(read) => {
                 for problem in &read.problems {
                     tracing::warn!(revision, "controller: rule: {problem}");

@@ -53,6 +53,9 @@ pub enum Refused {
     /// Beyond what a proxy takes.
     #[error("{field}: {got} are more than {most}")]
     TooMany { field: &'static str, got: usize, most: usize },
+    /// Reading it came to no end.
+    #[error("the message could not be read")]
+    Unreadable,
 }
 
 /// A message, understood.

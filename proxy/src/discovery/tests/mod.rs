@@ -171,6 +171,17 @@ async fn rules_that_are_not_known_are_in_force_as_refusals_and_acknowledged_by_n
 }
 
 #[tokio::test]
+async fn a_thousand_rules_are_in_force_before_they_are_acknowledged() {
+    let ca = TestCa::new("cluster.local");
+    let (_controller, proxy, mut stream) = pair(&ca).await;
+    let api::to_proxy::Kind::Workload(mut many) = workload("r2") else { panic!() };
+    many.rules = (0..1000).map(|i| api::Rule { name: format!("rule-{i}"), ..api::Rule::default() }).collect();
+    stream.say(api::to_proxy::Kind::Workload(many)).await;
+    assert_eq!(stream.ack().await.revision, "r2");
+    assert_eq!(proxy.discovery.rules().borrow().as_ref().unwrap().len(), 1000);
+}
+
+#[tokio::test]
 async fn a_pushed_answer_replaces_the_remembered_one() {
     let ca = TestCa::new("cluster.local");
     let (_controller, proxy, mut stream) = pair(&ca).await;
