@@ -40,7 +40,7 @@ pub struct Peer {
     pub id: VerifiedId,
     /// The same as rules see it.
     pub principal: Arc<Principal>,
-    /// When the connection ends at the latest: the earlier expiry of the two leaves.
+    /// When the connection ends at the latest: the earlier end of our leaf and of the whole path that vouches for the peer.
     pub ends: Instant,
     /// Key exchange group.
     pub group: &'static str,
@@ -106,7 +106,7 @@ fn finish(
     let principal = Principal::parse(id.id().as_str()).map_err(|e| {
         HandshakeError::Tls(rustls::Error::General(format!("verified id {} is no principal: {e}", id.id())))
     })?;
-    let ends = ends(id.not_after().min(credentials.expires_at()), credentials.clock().now());
+    let ends = ends(id.path_not_after().min(credentials.expires_at()), credentials.clock().now());
     let peer =
         Peer { principal: Arc::new(principal), ends, group, chain, purpose, generation: credentials.generation(), id };
     Ok((Box::new(Link::new(io, tls)), peer))
