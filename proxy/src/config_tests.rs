@@ -2,7 +2,9 @@
 
 use clap::Parser as _;
 
+use super::values::MAX_SOCKET_PATH;
 use super::*;
+use countersign_api::ports;
 
 const REQUIRED: &[&str] = &[
     "countersign-proxy",
