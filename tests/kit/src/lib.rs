@@ -16,6 +16,7 @@ pub mod packet;
 mod raw;
 pub mod relay;
 pub mod tls;
+pub mod testca;
 pub mod tokens;
 mod wait;
 
