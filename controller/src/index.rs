@@ -61,6 +61,8 @@ pub struct Virtual {
 /// What a namespace says about all of its workloads.
 #[derive(Debug, Default)]
 pub struct NamespaceRules {
+    /// There is a Namespace object; otherwise only policies name it.
+    pub written: bool,
     /// From its labels.
     pub modes: Modes,
     /// Labels that say what nobody knows; the strictest holds instead.
@@ -189,6 +191,19 @@ impl Index {
     /// Every service, in order of name.
     pub fn services(&self) -> &[Virtual] {
         &self.services
+    }
+
+    /// How many objects of each kind.
+    pub fn counts(&self) -> [(&'static str, usize); 5] {
+        let namespaces = self.namespaces.values().filter(|rules| rules.written).count();
+        let policies = self.namespaces.values().map(|rules| rules.rules.len()).sum();
+        [
+            ("Mesh", 1),
+            ("Namespace", namespaces),
+            ("Workload", self.members.len()),
+            ("Service", self.services.len()),
+            ("AuthorizationPolicy", policies),
+        ]
     }
 
     /// Changes exactly when some answer may: who is where, behind what, in which ranges.

@@ -1,2 +1,51 @@
-//! x
-fn main() {}
+//! `countersign-controller`, the process: arguments, logs, signals. Everything else is in the library.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use countersign_controller::config::{Args, Config};
+use countersign_controller::{files, logs, run};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match runtime.context("runtime").and_then(|runtime| runtime.block_on(serve())) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("countersign-controller: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// 0: ended in order. 1: the drain deadline or a second signal forced it. 2: it could not start, or failed.
+async fn serve() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let log = logs::init(args.log.as_deref()).map_err(anyhow::Error::msg)?;
+    let config = Config::check(args)?;
+    files::raise_limit();
+    let drain = config.drain;
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut running = run::start(config, countersign_credentials::system_clock(), log).await?;
+    let announced = running.ready();
+    let unannounced = async {
+        match announced.await {
+            Ok(()) => std::future::pending().await,
+            Err(error) => error,
+        }
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        why = running.failed() => anyhow::bail!(why),
+        error = unannounced => return Err(error.into()),
+    }
+    tracing::info!("shutting down");
+    let in_order = tokio::select! {
+        in_order = running.shutdown(drain) => in_order,
+        _ = term.recv() => false,
+        _ = int.recv() => false,
+    };
+    Ok(ExitCode::from(u8::from(!in_order)))
+}

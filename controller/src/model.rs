@@ -12,6 +12,9 @@ use countersign_policy::Policy;
 use ipnet::IpNet;
 use serde::Serialize;
 
+/// Longest UID of a pod; Kubernetes' own are UUIDs (36).
+pub const MAX_UID_BYTES: usize = 128;
+
 /// Labels of a namespace or a workload.
 pub type Labels = BTreeMap<String, String>;
 

@@ -1,10 +1,18 @@
 //! For tests only: directories that go away, a small mesh as text, and an index of it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use countersign_identity::TrustDomain;
+use countersign_credentials::{Credentials, system_clock};
+use countersign_identity::{BundleSet, Purpose, Svid, TrustBundle, TrustDomain, VerifiedId, verify_svid};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use time::OffsetDateTime;
 
 use crate::index::Index;
 use crate::model::Object;
@@ -163,4 +171,67 @@ pub fn small_mesh(more: &[&str]) -> Index {
     let mut texts = vec![MESH, &workloads, SERVICES];
     texts.extend(more);
     index(&texts)
+}
+
+/// A root that signs leaves.
+pub struct TestCa(CertifiedIssuer<'static, KeyPair>);
+
+impl TestCa {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "test root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        within(&mut params, Duration::from_secs(86_400));
+        TestCa(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.0.der().clone()
+    }
+
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    pub fn bundles(&self) -> BundleSet {
+        let bundle = TrustBundle::new(trust_domain(), 1, vec![self.root()], UnixTime::now()).unwrap();
+        BundleSet::new(vec![bundle]).unwrap()
+    }
+
+    /// A chain of one for a key that somebody else holds.
+    pub fn sign(&self, id: &str, key: &impl PublicKeyData) -> CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        within(&mut params, Duration::from_secs(3600));
+        params.signed_by(key, &*self.0).unwrap().der().clone()
+    }
+
+    pub fn svid(&self, id: &str) -> Svid {
+        let key = KeyPair::generate().unwrap();
+        let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Svid::new(vec![self.sign(id, &key)], private).unwrap()
+    }
+
+    pub fn credentials(&self, id: &str) -> Arc<Credentials> {
+        Arc::new(Credentials::new(Arc::new(self.svid(id)), self.bundles(), system_clock()).unwrap())
+    }
+
+    pub fn verified(&self, id: &str) -> VerifiedId {
+        verify_svid(self.svid(id).chain(), &self.bundles(), Purpose::Client, UnixTime::now()).unwrap()
+    }
+}
+
+fn within(params: &mut CertificateParams, life: Duration) {
+    params.not_before = OffsetDateTime::now_utc() - Duration::from_secs(60);
+    params.not_after = OffsetDateTime::now_utc() + life;
+}
+
+pub fn account(namespace: &str, account: &str) -> String {
+    format!("spiffe://cluster.local/ns/{namespace}/sa/{account}")
 }

@@ -29,6 +29,7 @@ impl Building {
             Kind::Mesh(_) => {}
             Kind::Namespace(namespace) => {
                 let rules = self.namespaces.entry(name.name).or_default();
+                rules.written = true;
                 (rules.modes, rules.label_problems) = Modes::from_labels(&namespace.labels);
             }
             Kind::Policy(policy) => {

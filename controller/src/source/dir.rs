@@ -121,7 +121,7 @@ impl Dir {
     /// Files that are gone take their objects with them; files that cannot be seen do not.
     fn forget(&mut self, walk: &Walk) -> bool {
         let before = self.files.len();
-        self.files.retain(|name, _| walk.files.contains_key(name) || walk.is_blind_to(name));
+        self.files.retain(|name, _| walk.files.contains_key(name) || walk.blind_over(name).is_some());
         self.files.len() != before
     }
 
@@ -131,11 +131,7 @@ impl Dir {
         for (name, state) in &mut self.files {
             let blind = match walk.files.contains_key(name) {
                 true => None,
-                false => walk
-                    .blind
-                    .iter()
-                    .find(|_| walk.is_blind_to(name))
-                    .map(|problem| Problem { file: name.clone(), ..problem.clone() }),
+                false => walk.blind_over(name).map(|problem| Problem { file: name.clone(), ..problem.clone() }),
             };
             changed |= state.blind != blind;
             state.blind = blind;

@@ -72,9 +72,9 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// Whether the path is, or is below, something that could not be looked at.
-    pub fn is_blind_to(&self, file: &str) -> bool {
-        self.blind.iter().any(|problem| {
+    /// Why the path cannot be looked at: it, or what it is below.
+    pub fn blind_over(&self, file: &str) -> Option<&Problem> {
+        self.blind.iter().find(|problem| {
             problem.file == "."
                 || file.strip_prefix(problem.file.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         })

@@ -15,7 +15,9 @@ use ipnet::IpNet;
 use serde_saphyr::Spanned;
 
 use self::reader::{Reader, clip};
-use crate::model::{At, Kind, Mesh, Namespace, Object, ObjectName, Problem, Service, ServicePort, Workload};
+use crate::model::{
+    At, Kind, MAX_UID_BYTES, Mesh, Namespace, Object, ObjectName, Problem, Service, ServicePort, Workload,
+};
 use crate::source::Limits;
 
 /// `apiVersion` of Mesh, Workload and Service.
@@ -27,8 +29,6 @@ const MAX_ADDRESSES: usize = 16;
 const MAX_PORTS: usize = 256;
 /// Of one mesh, each kind.
 const MAX_RANGES: usize = 64;
-/// Kubernetes uses UUIDs (36).
-pub const MAX_UID_BYTES: usize = 128;
 /// Kubernetes' default for `sessionAffinity: ClientIP`.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// Kubernetes' longest affinity: a day.
@@ -214,7 +214,7 @@ impl Reader<'_> {
                 return Err(self.problem(&text, field, format!("{:?} is not an IP address", clip(&text.value))));
             };
             let address = address.to_canonical();
-            if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+            if address.is_unspecified() || address.is_multicast() {
                 return Err(self.problem(&text, field, format!("{address} is nobody's own address")));
             }
             addresses.push(At { value: address, place: self.place(&text) });

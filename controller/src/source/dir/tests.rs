@@ -212,7 +212,7 @@ fn an_unreadable_file_keeps_what_it_said() {
         temp.remove("pods/all.yaml");
         symlink("nowhere", temp.join("pods/all.yaml")).unwrap();
     } else {
-        fs::set_permissions(temp.join("pods/all.yaml"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(temp.join("pods/all.yaml"), fs::Permissions::from_mode(0o0)).unwrap();
         temp.overwrite("mesh.yaml", MESH);
     }
     let snapshot = look(&mut dir).unwrap();
@@ -325,5 +325,17 @@ async fn a_change_is_followed_without_a_restart() {
     wait(&mut snapshots, "uid-below-2", true).await;
     temp.remove("more.yaml");
     wait(&mut snapshots, "uid-written", false).await;
+    // A volume as Kubernetes mounts it: what is renamed is a hidden link.
+    let version = |name: &str, pod: &str| {
+        fs::create_dir_all(temp.join("volume").join(name)).unwrap();
+        temp.put(&format!("volume/{name}/pod.yaml"), pod);
+        symlink(name, temp.join("volume/..data_tmp")).unwrap();
+        fs::rename(temp.join("volume/..data_tmp"), temp.join("volume/..data")).unwrap();
+    };
+    version("..one", &workload("shop", "mounted", "a", "10.77.0.33", "fd77::33", ""));
+    symlink("..data/pod.yaml", temp.join("volume/pod.yaml")).unwrap();
+    wait(&mut snapshots, "uid-mounted", true).await;
+    version("..two", &workload("shop", "swapped", "a", "10.77.0.33", "fd77::33", ""));
+    wait(&mut snapshots, "uid-swapped", true).await;
     running.abort();
 }

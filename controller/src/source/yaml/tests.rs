@@ -54,10 +54,10 @@ fn each_mistake_is_named_by_line_column_and_field() {
         (one.replace("meshed: true", "meshed: yes"), "f.yaml:4:81: spec.meshed: invalid boolean"),
         (one.replace(", meshed: true", ""), "f.yaml:4:73: spec: missing field `meshed`"),
         (one.replace("10.0.0.1", "10.0.0.256"), "f.yaml:4:51: spec.addresses[0]: \"10.0.0.256\" is not an IP address"),
-        (one.replace("10.0.0.1", "127.0.0.1"), "f.yaml:4:51: spec.addresses[0]: 127.0.0.1 is nobody's own address"),
+        (one.replace("10.0.0.1", "224.0.0.1"), "f.yaml:4:51: spec.addresses[0]: 224.0.0.1 is nobody's own address"),
         (
-            one.replace("10.0.0.1", "'::ffff:127.0.0.1'"),
-            "f.yaml:4:51: spec.addresses[0]: 127.0.0.1 is nobody's own address",
+            one.replace("10.0.0.1", "'::ffff:224.0.0.1'"),
+            "f.yaml:4:51: spec.addresses[0]: 224.0.0.1 is nobody's own address",
         ),
         (one.replace("uid-a", "''"), "f.yaml:4:13: spec.uid: is empty or longer than 128 bytes"),
         (

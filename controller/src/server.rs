@@ -1,0 +1,75 @@
+//! The gRPC server that proxies connect to: `Controller.Connect` over mutual TLS.
+//!
+//! Started by `run`. Read as a proxy meets it: `guard` (connections), `session` (one stream), `hello` (who is let in),
+//! `registry` (one seat a pod), `wanted` (what was asked for). Here are only the bounds of connections and messages.
+
+mod guard;
+mod hello;
+mod registry;
+mod session;
+mod wanted;
+
+use std::time::Duration;
+
+use countersign_api::controller::controller_server::{Controller, ControllerServer};
+use countersign_api::controller::{FromProxy, ToProxy};
+use countersign_credentials::Incoming;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+pub use self::hello::{Claim, Refusal};
+pub use self::registry::{Record, Registry, Told};
+pub use self::session::Shared;
+use crate::server::guard::{Caller, guard};
+
+/// The largest message is an `Ack` with the names of rules.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// One is used; another while it is replaced.
+const STREAMS_PER_CONNECTION: u32 = 4;
+const PING_EACH: Duration = Duration::from_secs(20);
+const PING_LIMIT: Duration = Duration::from_secs(10);
+/// What a proxy may have on its way to us.
+const WINDOW: u32 = 64 * 1024;
+const HEADER_LIST: u32 = 16 * 1024;
+/// Resets that a client may send for streams we have not looked at yet (rapid reset).
+const PENDING_RESETS: usize = 20;
+
+/// Serves until `shared.shutdown`, then lets connections end.
+pub async fn serve(shared: Shared, incoming: Incoming) -> Result<(), tonic::transport::Error> {
+    let connections = guard(incoming, shared.metrics.clone());
+    let shutdown = shared.shutdown.clone().cancelled_owned();
+    let service = ControllerServer::new(Service { shared }).max_decoding_message_size(MAX_MESSAGE);
+    Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(PING_EACH))
+        .http2_keepalive_timeout(Some(PING_LIMIT))
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .http2_max_header_list_size(HEADER_LIST)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .add_service(service)
+        .serve_with_incoming_shutdown(connections, shutdown)
+        .await
+}
+
+struct Service {
+    shared: Shared,
+}
+
+#[tonic::async_trait]
+impl Controller for Service {
+    type ConnectStream = ReceiverStream<Result<ToProxy, Status>>;
+
+    async fn connect(&self, request: Request<Streaming<FromProxy>>) -> Result<Response<Self::ConnectStream>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| Status::internal("a request without a connection"))?;
+        let (out, messages) = mpsc::channel(1);
+        tokio::spawn(session::run(self.shared.clone(), caller, request.into_inner(), out));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
