@@ -69,7 +69,7 @@ impl Refusal {
         }
     }
 
-    /// Shed before any work was done for it: counted, but neither recorded nor logged, so that a flood fills no disk.
+    /// Shed before any work was done for it: counted, but neither recorded nor logged.
     fn is_shed(&self) -> bool {
         matches!(self, Self::Busy | Self::Rate { .. })
     }
@@ -86,6 +86,9 @@ pub struct CallLimits {
     pub per_caller: Rate,
 }
 
+/// Records of refusals to one address whose callers could not be attested. More are only counted: the log must not be a
+/// means for strangers to fill the disk, and so to stop all signing. (Refusals to a known pod are bounded by its own rate.)
+const STRANGER_RECORDS: Rate = Rate { per_second: 1.0, burst: 20 };
 /// Keys in each table of buckets.
 const MAX_KEYS: usize = 65_536;
 
@@ -113,6 +116,7 @@ pub struct Issuance {
     slots: Semaphore,
     sources: Buckets<IpAddr>,
     callers: Buckets<String>,
+    strangers: Buckets<IpAddr>,
 }
 
 /// One call, and what is known of it so far.
@@ -133,6 +137,7 @@ impl Issuance {
             slots: Semaphore::new(limits.concurrent),
             sources: Buckets::new(limits.per_source, MAX_KEYS, now),
             callers: Buckets::new(limits.per_caller, MAX_KEYS, now),
+            strangers: Buckets::new(STRANGER_RECORDS, MAX_KEYS, now),
         }
     }
 
@@ -209,6 +214,10 @@ impl Issuance {
     /// A refusal stands even when it cannot be recorded; the audit log itself has then said so.
     async fn record_refused(&self, call: &Call, refusal: &Refusal) {
         if refusal.is_shed() {
+            return;
+        }
+        if call.caller.is_none() && self.strangers.take(call.source, Instant::now()).is_err() {
+            self.parts.metrics.unrecorded();
             return;
         }
         let detail = Some(refusal.to_string());

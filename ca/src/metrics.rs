@@ -51,6 +51,7 @@ pub struct Metrics {
     registry: Registry,
     issued: Family<Outcome, Counter>,
     duration: Histogram,
+    unrecorded: Counter,
     watches: Family<Outcome, Counter>,
     reloads: Family<Outcome, Counter>,
     ends: Family<Certificate, Seconds>,
@@ -67,6 +68,7 @@ impl Metrics {
             registry: Registry::with_prefix("countersign_ca"),
             issued: Family::default(),
             duration: Histogram::new([0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]),
+            unrecorded: Counter::default(),
             watches: Family::default(),
             reloads: Family::default(),
             ends: Family::default(),
@@ -84,6 +86,8 @@ impl Metrics {
         registry.register("svid_requests", "SVIDs asked for, by outcome", self.issued.clone());
         let help = "Time from a request to its answer, the audit record's way to the disk included";
         registry.register_with_unit("svid_request_duration", help, Unit::Seconds, self.duration.clone());
+        let help = "Refusals to unattested callers left out of the audit log, because their address had too many";
+        registry.register("refusals_unrecorded", help, self.unrecorded.clone());
         registry.register("bundle_watches", "WatchBundle calls, by outcome", self.watches.clone());
         registry.register("token_key_reloads", "Changes of the token keys' file, by outcome", self.reloads.clone());
         let help = "End of a certificate's life, Unix time";
@@ -101,6 +105,11 @@ impl Metrics {
     pub fn issued(&self, outcome: &'static str, took: Duration) {
         self.issued.get_or_create(&Outcome { outcome }).inc();
         self.duration.observe(took.as_secs_f64());
+    }
+
+    /// A refusal was left out of the audit log.
+    pub fn unrecorded(&self) {
+        self.unrecorded.inc();
     }
 
     /// One WatchBundle was accepted, or not.

@@ -174,6 +174,22 @@ async fn an_address_that_asks_too_often_is_shed_before_its_token_is_looked_at() 
 }
 
 #[tokio::test]
+async fn strangers_cannot_fill_the_audit_log() {
+    let desk = desk(WIDE);
+    let garbage = IssueSvidRequest { token: "x".to_owned(), ..desk.request("pod-1") };
+    for _ in 0..60 {
+        assert!(matches!(desk.ask(garbage.clone()).await, Err(Refusal::Attest(_))));
+    }
+    let records = desk.records().len();
+    assert!((20..30).contains(&records), "{records}");
+    desk.ask(desk.request("pod-1")).await.unwrap();
+    assert_eq!(desk.records().len(), records + 1, "what is granted is always recorded");
+    let other = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 12));
+    assert!(desk.issuance.issue(garbage, other).await.is_err());
+    assert_eq!(desk.records().len(), records + 2, "another address has its own measure");
+}
+
+#[tokio::test]
 async fn calls_beyond_the_slots_are_shed_at_once_and_not_queued() {
     let (audit, _waiting) = Audit::stuck();
     let desk = desk_with(private_dir(), CallLimits { concurrent: 2, ..WIDE }, audit);
