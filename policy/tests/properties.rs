@@ -42,6 +42,41 @@ fn soup() -> impl Strategy<Value = String> {
     vec(word, 0..40).prop_map(|words| words.concat())
 }
 
+/// Well-formed documents between all the markers and line breaks that YAML knows.
+fn stream() -> impl Strategy<Value = String> {
+    let document = prop::sample::select(
+        &[
+            "",
+            "# c",
+            "a: 1",
+            "- x\n- y",
+            "b: |\n  ---\n  ...",
+            "q: 'r\n  --- s'",
+            "[a,\n b]",
+            "~",
+            "w ---",
+            "  # c\na: ---x",
+        ][..],
+    );
+    let marker = prop::sample::select(
+        &[
+            "---\n",
+            "--- ",
+            "---\t# c\n",
+            "...\n",
+            "... # c\n---\n",
+            "...\n%YAML 1.2\n---\n",
+            "---\n---\n",
+            "...\n# c\n",
+        ][..],
+    );
+    let line_break = prop::sample::select(&["\n", "\r\n", "\r"][..]);
+    (vec((marker, document), 0..6), line_break).prop_map(|(parts, line_break)| {
+        let text: String = parts.iter().map(|(marker, document)| format!("{marker}{document}\n")).collect();
+        text.replace('\n', line_break)
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
@@ -214,7 +249,7 @@ proptest! {
     }
 
     #[test]
-    fn documents_are_those_that_a_yaml_parser_sees(text in soup()) {
+    fn documents_are_those_that_a_yaml_parser_sees(text in prop_oneof![1 => soup(), 3 => stream()]) {
         if let Ok(found) = documents("f", &text) {
             let whole = serde_saphyr::from_multiple::<serde_saphyr::Spanned<serde::de::IgnoredAny>>(&text);
             prop_assert_eq!(found.len(), whole.map(|documents| documents.len()).unwrap_or(usize::MAX), "{:?}", text);

@@ -54,7 +54,7 @@ impl Value {
             Value::Null => "nothing",
             Value::Bool(_) => "true or false",
             Value::Int(_) => "a number",
-            Value::Float(_) => "a number with a fraction",
+            Value::Float(_) => "a fraction or too large a number",
             Value::Text(_) => "text",
             Value::List(_) => "a list",
             Value::Map(_) => "a map",
