@@ -72,7 +72,8 @@ pub fn banner(pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// From the call of connect to the first byte that the server says.
+/// From the call of connect to the first byte that the server says. The rest is read, too: a connection that ends in order
+/// can be used again by the sidecars.
 pub fn first_byte(place: &Namespace, server: SocketAddr) -> Result<Duration> {
     use std::io::Read;
     place.inside(|| {
@@ -83,7 +84,12 @@ pub fn first_byte(place: &Namespace, server: SocketAddr) -> Result<Duration> {
         let mut byte = [0];
         stream.read_exact(&mut byte).with_context(|| format!("waiting for {server} to speak"))?;
         let took = start.elapsed();
-        anyhow::ensure!(byte[0] == GREETING[0], "{server} said something else");
+        let mut rest = Vec::new();
+        stream
+            .take(GREETING.len() as u64)
+            .read_to_end(&mut rest)
+            .with_context(|| format!("reading on from {server}"))?;
+        anyhow::ensure!([&byte[..], &rest].concat() == GREETING, "{server} said something else");
         Ok(took)
     })
 }

@@ -18,18 +18,18 @@ pub const HEAD: &[&str] =
 
 const IDENTITY: &[&str] = &["/own_svid/id", "/svid/id", "/id"];
 const ENDS: &[&str] = &["/own_svid/not_after", "/svid/not_after", "/credentials/not_after"];
-const BUNDLE: &[&str] = &["/bundle_generation", "/bundle/generation", "/credentials/bundles/0/generation"];
-const RULES: &[&str] = &["/policy/revision", "/revision"];
-const OPEN: &[&str] = &["/bundle_watchers", "/proxies", "/streams"];
+const BUNDLE: &[&str] = &["/bundle_generation", "/own_svid/bundle_generation", "/credentials/bundles/0/generation"];
+const RULES: &[&str] = &["/policy/revision", "/source/revision"];
+/// A revision is a hash: its beginning tells two apart.
+const REVISION: usize = 8;
 const PROBLEMS: &[&str] = &[
     "/not_ready_because",
     "/token_keys_problem",
-    "/problem",
+    "/own_svid/problem",
     "/ca/last_error",
     "/ca/last_bundle_error",
     "/controller/last_problem",
     "/controller/rules_problem",
-    "/source/problem",
 ];
 
 /// One row; a process that did not answer has one, too.
@@ -47,7 +47,7 @@ pub fn row(socket: &Path, answer: &Result<Value>, now: OffsetDateTime) -> Vec<St
         first(status, IDENTITY).unwrap_or_else(missing),
         first(status, ENDS).map_or_else(missing, |end| ends(&end, now)),
         first(status, BUNDLE).unwrap_or_else(missing),
-        first(status, RULES).unwrap_or_else(missing),
+        first(status, RULES).map_or_else(missing, |revision| revision.chars().take(REVISION).collect()),
         open(status).unwrap_or_else(missing),
         first(status, &["/version"]).unwrap_or_else(missing),
         socket.display().to_string(),
@@ -65,7 +65,11 @@ pub fn problems(status: &Value) -> Vec<String> {
     let listed = |field: &str| status[field].as_array().into_iter().flatten();
     let checks = listed("checks").filter(|check| check["ok"] != true);
     let checks = checks.map(|check| format!("{}: {}", text(&check["name"]), text(&check["detail"])));
-    named.chain(listed("problems").filter_map(said)).chain(checks).collect()
+    let source = status.pointer("/source/problems").and_then(Value::as_array).into_iter().flatten().map(in_file);
+    let of_proxy = |proxy: &Value| {
+        Some(format!("{}/{}: {}", text(&proxy["namespace"]), text(&proxy["name"]), said(&proxy["problem"])?))
+    };
+    named.chain(source).chain(listed("proxies").filter_map(of_proxy)).chain(checks).collect()
 }
 
 /// What nobody should overlook, though nothing is broken: plaintext toward addresses inside the mesh's ranges.
@@ -104,7 +108,10 @@ fn open(status: &Value) -> Option<String> {
     let connections = &status["open_connections"];
     match (said(&connections["inbound"]), said(&connections["outbound"])) {
         (Some(inbound), Some(outbound)) => Some(format!("{inbound} in, {outbound} out")),
-        _ => first(status, OPEN),
+        _ => status["proxies"]
+            .as_array()
+            .map(|proxies| proxies.len().to_string())
+            .or_else(|| first(status, &["/bundle_watchers"])),
     }
 }
 
@@ -129,6 +136,13 @@ fn said(value: &Value) -> Option<String> {
         _ => return None,
     };
     Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+}
+
+/// A problem of the source: where, and what.
+fn in_file(problem: &Value) -> String {
+    let place = format!("{}:{}:{}", text(&problem["file"]), problem["line"], problem["column"]);
+    let parts = [place, text(&problem["field"]), text(&problem["message"])];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
 }
 
 fn text(value: &Value) -> String {
@@ -159,7 +173,13 @@ mod tests {
         let row = row(Path::new("/run/countersign/ca.sock"), &Ok(ca()), now);
         assert_eq!(
             row[..5],
-            ["ca", "not ready", "spiffe://cluster.local/ns/countersign-system/sa/countersign-ca", "in 30 min", "3"]
+            [
+                "countersign-ca",
+                "not ready",
+                "spiffe://cluster.local/ns/countersign-system/sa/countersign-ca",
+                "in 30 min",
+                "3"
+            ]
         );
         assert!(!is_well(&ca()));
         assert_eq!(problems(&ca()), ["our own SVID has expired"]);
@@ -197,6 +217,17 @@ mod tests {
         assert_eq!(problems(&status), ["the CA refused", "drain: draining"]);
         assert!(notes(&status)[0].contains("10.77.0.52"));
         assert!(notes(&json!({})).is_empty());
+    }
+
+    #[test]
+    fn a_controller_tells_what_its_files_and_its_proxies_lack() {
+        let status = json!({
+            "ready": true, "own_svid": { "problem": null },
+            "source": { "problems": [{ "file": "a.yaml", "line": 3, "column": 7, "field": "spec", "message": "is missing" }] },
+            "proxies": [{ "namespace": "shop", "name": "a", "problem": null }, { "namespace": "shop", "name": "b", "problem": "no such field" }],
+        });
+        assert_eq!(problems(&status), ["a.yaml:3:7: spec: is missing", "shop/b: no such field"]);
+        assert_eq!(open(&status).unwrap(), "2");
     }
 
     #[test]

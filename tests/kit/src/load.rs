@@ -39,6 +39,9 @@ pub struct Load {
 pub struct Measured {
     /// Microseconds from the intended time of sending to the last byte of the response; successes only.
     pub latency: Histogram<u64>,
+    /// Microseconds by which requests left late though a connection was free: the generator's own error, which is part of
+    /// every latency above, alike for all that is compared.
+    pub lateness: Histogram<u64>,
     /// Requests that got a good response (status 200).
     pub answered: u64,
     /// Requests that did not.
@@ -49,8 +52,8 @@ pub struct Measured {
 
 impl Measured {
     fn empty() -> Result<Self> {
-        let latency = Histogram::new_with_bounds(1, MAX_MICROS, 3).context("histogram")?;
-        Ok(Self { latency, answered: 0, failed: 0, failure: None })
+        let latency: Histogram<u64> = Histogram::new_with_bounds(1, MAX_MICROS, 3).context("histogram")?;
+        Ok(Self { lateness: latency.clone(), latency, answered: 0, failed: 0, failure: None })
     }
 
     /// Adds another round of the same load.
@@ -59,6 +62,7 @@ impl Measured {
     /// If it was counted with other bounds.
     pub fn add(&mut self, other: &Self) -> Result<()> {
         self.latency.add(&other.latency).context("histogram")?;
+        self.lateness.add(&other.lateness).context("histogram")?;
         self.answered += other.answered;
         self.failed += other.failed;
         self.failure = self.failure.take().or_else(|| other.failure.clone());
@@ -116,12 +120,15 @@ impl Load {
                 return Ok(measured);
             }
             let intended = start + self.due(number);
-            std::thread::sleep(intended.saturating_duration_since(Instant::now()));
+            let early = intended.saturating_duration_since(Instant::now());
+            if !early.is_zero() {
+                std::thread::sleep(early);
+                measured.lateness.saturating_record(micros_since(intended));
+            }
             match client.exchange() {
                 Ok(()) => {
                     measured.answered += 1;
-                    let micros = u64::try_from(intended.elapsed().as_micros()).unwrap_or(MAX_MICROS);
-                    measured.latency.saturating_record(micros.clamp(1, MAX_MICROS));
+                    measured.latency.saturating_record(micros_since(intended));
                 }
                 Err(error) => {
                     measured.failed += 1;
@@ -136,6 +143,10 @@ impl Load {
     fn due(&self, number: u64) -> Duration {
         Duration::from_nanos(number.saturating_mul(1_000_000_000) / u64::from(self.rate))
     }
+}
+
+fn micros_since(then: Instant) -> u64 {
+    u64::try_from(then.elapsed().as_micros()).unwrap_or(MAX_MICROS).clamp(1, MAX_MICROS)
 }
 
 /// One HTTP/1.1 connection.

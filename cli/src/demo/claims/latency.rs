@@ -59,6 +59,8 @@ pub fn check(stage: &Stage, say: &mut Say) -> Result<()> {
     for leg in &legs {
         row(say, leg, direct)?;
     }
+    let late = direct.measured.as_ref().context("nothing was measured")?.lateness.value_at_quantile(0.5);
+    say.fact(format!("({} of each is the generator's own lateness)", millis(Duration::from_micros(late))));
     verdict(direct, relays, mesh)
 }
 

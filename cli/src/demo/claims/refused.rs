@@ -58,14 +58,14 @@ fn attempt(stage: &Stage, say: &mut Say, who: &str, place: &Namespace, url: &str
     Ok(())
 }
 
+/// What a sidecar logged about a refusal, in its own words.
 fn told(say: &mut Say, who: &str, line: &Value) {
-    let id = match text(line, "denial_id") {
-        "" => String::new(),
-        id => format!(", denial {id}"),
+    let from = match text(line, "source_id") {
+        "" => text(line, "source_address"),
+        id => id,
     };
-    let reason = match text(line, "detail") {
-        "" => text(line, "result"),
-        detail => detail,
-    };
-    say.fact(format!("{who} logged: {} ({}{id})", reason, text(line, "result")));
+    let mut words = vec![format!("{from} to {}: {}", text(line, "destination_address"), text(line, "result"))];
+    words.extend(Some(text(line, "detail")).filter(|detail| !detail.is_empty()).map(str::to_owned));
+    words.extend(Some(text(line, "denial_id")).filter(|id| !id.is_empty()).map(|id| format!("denial {id}")));
+    say.fact(format!("{who} logged: {}", words.join("; ")));
 }
