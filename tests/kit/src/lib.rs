@@ -8,15 +8,17 @@ mod child;
 mod command;
 pub mod enter;
 mod flow;
+pub mod hostile;
 pub mod load;
 pub mod mesh;
 mod namespace;
 mod net;
 pub mod packet;
+pub mod programs;
 mod raw;
 pub mod relay;
-pub mod tls;
 pub mod testca;
+pub mod tls;
 pub mod tokens;
 mod wait;
 
