@@ -1,6 +1,6 @@
 //! Content hashes: the same content has the same name, on every replica and after every restart.
 //!
-//! Called by `index` and `rules`. Every field is written with its length, so that no two contents share one text.
+//! Called by `model`, `index` and `rules`. Every field is written with its length, so that no two contents share one text.
 
 use aws_lc_rs::digest::{Context, SHA256};
 

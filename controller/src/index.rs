@@ -10,14 +10,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use countersign_api::controller::Rule;
 use countersign_identity::{SpiffeId, TrustDomain};
-use countersign_policy::{LabelProblem, Modes, Policy};
+use countersign_policy::{LabelProblem, Modes};
 
 use self::build::Building;
 pub use self::claims::{Conflict, contains};
 use crate::digest::{Content, Digest};
-use crate::model::{Kind, Mesh, Object, ObjectName, Service, Workload};
+use crate::model::{Kind, Mesh, Object, ObjectName, Rule, Service, Workload};
 
 /// The mesh at one moment.
 #[derive(Debug)]
@@ -68,18 +67,7 @@ pub struct NamespaceRules {
     /// Labels that say what nobody knows; the strictest holds instead.
     pub label_problems: Vec<LabelProblem>,
     /// Its policies, in order of name.
-    pub rules: Vec<IndexedRule>,
-}
-
-/// A policy, ready to be sent.
-#[derive(Debug)]
-pub struct IndexedRule {
-    /// The policy itself.
-    pub policy: Arc<Policy>,
-    /// As it goes over the stream.
-    pub wire: Rule,
-    /// Of `wire`.
-    pub digest: Digest,
+    pub rules: Vec<Arc<Rule>>,
 }
 
 /// Everything that an answer about one address depends on, as a value: while it is equal, so is the answer.

@@ -7,10 +7,14 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use countersign_api::controller as wire;
 use countersign_identity::TrustDomain;
-use countersign_policy::Policy;
+use countersign_policy::{Action, Policy};
 use ipnet::IpNet;
+use prost::Message;
 use serde::Serialize;
+
+use crate::digest::{Content, Digest};
 
 /// Longest UID of a pod; Kubernetes' own are UUIDs (36).
 pub const MAX_UID_BYTES: usize = 128;
@@ -124,6 +128,35 @@ pub struct Service {
     pub affinity_seconds: u32,
 }
 
+/// One AuthorizationPolicy, ready to be sent.
+#[derive(Debug)]
+pub struct Rule {
+    /// The policy itself.
+    pub policy: Policy,
+    /// As it goes over the stream.
+    pub wire: wire::Rule,
+    /// Of `wire`.
+    pub digest: Digest,
+}
+
+impl Rule {
+    /// Once for each policy read, however often an index is built of it.
+    pub fn new(policy: Policy) -> Self {
+        let action = match policy.action() {
+            Action::Allow => wire::Action::Allow,
+            Action::Deny => wire::Action::Deny,
+        };
+        let wire = wire::Rule {
+            namespace: policy.namespace().to_owned(),
+            name: policy.name().to_owned(),
+            action: action.into(),
+            feature: policy.feature_level(),
+            policy_json: policy.to_json(),
+        };
+        Rule { digest: Content::of("rule").bytes(&wire.encode_to_vec()).finish(), policy, wire }
+    }
+}
+
 /// What an object is.
 #[derive(Debug, Clone)]
 pub enum Kind {
@@ -136,7 +169,7 @@ pub enum Kind {
     /// A service.
     Service(Arc<Service>),
     /// A rule.
-    Policy(Arc<Policy>),
+    Policy(Arc<Rule>),
 }
 
 impl Kind {

@@ -6,13 +6,14 @@
 use countersign_api::controller as api;
 
 use crate::digest::{Content, short};
-use crate::index::{Index, IndexedRule, Member, NamespaceRules};
+use crate::index::{Index, Member, NamespaceRules};
+use crate::model::Rule;
 
 /// The rules that bind the workload, in order of name.
-pub fn binding<'a>(index: &'a Index, member: &'a Member) -> impl Iterator<Item = &'a IndexedRule> {
+pub fn binding<'a>(index: &'a Index, member: &'a Member) -> impl Iterator<Item = &'a Rule> {
     let namespace = &*member.name.namespace;
     let rules = index.namespace(namespace).map(|rules| rules.rules.as_slice()).unwrap_or_default();
-    rules.iter().filter(move |rule| rule.policy.binds(namespace, &member.workload.labels))
+    rules.iter().map(|rule| &**rule).filter(move |rule| rule.policy.binds(namespace, &member.workload.labels))
 }
 
 /// Names the content of [`message`] without building it: the same on every replica and after every restart.

@@ -83,6 +83,7 @@ pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Resul
         snapshots,
         registry: Arc::clone(&inside.registry),
         metrics: Arc::clone(&inside.metrics),
+        refusals: Arc::default(),
         shutdown: inside.shutdown.clone(),
     };
     let connections = incoming(grpc, credentials, ClientAuth::Required, IncomingLimits::default());

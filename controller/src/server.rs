@@ -3,6 +3,7 @@
 //! Started by `run`. Read as a proxy meets it: `guard` (connections), `session` (one stream), `hello` (who is let in),
 //! `registry` (one seat a pod), `wanted` (what was asked for). Here are only the bounds of connections and messages.
 
+mod budget;
 mod guard;
 mod hello;
 mod registry;
@@ -21,11 +22,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub use self::hello::{Claim, Refusal};
 pub use self::registry::{Record, Registry, Told};
-pub use self::session::Shared;
+pub use self::session::{RefusalLog, Shared};
 use crate::server::guard::{Caller, guard};
 
-/// The largest message is an `Ack` with the names of rules.
-const MAX_MESSAGE: usize = 64 * 1024;
+/// The largest message is an `Ack` with the names of all rules that an old proxy does not know.
+const MAX_MESSAGE: usize = 1024 * 1024;
 /// One is used; another while it is replaced.
 const STREAMS_PER_CONNECTION: u32 = 4;
 const PING_EACH: Duration = Duration::from_secs(20);

@@ -6,12 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use countersign_api::controller::{Action as WireAction, Rule};
 use countersign_identity::{SpiffeId, TrustDomain};
-use countersign_policy::{Action, Modes, Policy};
-use prost::Message;
+use countersign_policy::Modes;
 
-use super::{Index, IndexedRule, Member, NamespaceRules, Slot, Virtual};
+use super::{Index, Member, NamespaceRules, Slot, Virtual};
 use crate::digest::{Content, Digest, short};
 use crate::model::{At, Kind, Mesh, Object, ObjectName, Problem, Workload};
 
@@ -34,7 +32,7 @@ impl Building {
             }
             Kind::Policy(policy) => {
                 let rules = self.namespaces.entry(name.namespace).or_default();
-                rules.rules.push(IndexedRule::new(policy));
+                rules.rules.push(Arc::clone(policy));
             }
             Kind::Service(service) => self.services.push(Virtual {
                 name,
@@ -82,14 +80,22 @@ impl Building {
 
     /// Puts behind each service the workloads of its own namespace that it selects.
     fn select(&mut self) {
-        let mut by_namespace: HashMap<&str, Vec<usize>> = HashMap::new();
+        let mut by_label: HashMap<(&str, &str, &str), Vec<usize>> = HashMap::new();
         for (i, member) in self.members.iter().enumerate() {
-            by_namespace.entry(&member.name.namespace).or_default().push(i);
+            for (key, value) in &member.workload.labels {
+                by_label.entry((&member.name.namespace, key, value)).or_default().push(i);
+            }
         }
         for service in &mut self.services {
             let Some(selector) = &service.service.selector else { continue };
-            let near = by_namespace.get(&*service.name.namespace).into_iter().flatten().copied();
-            let selected = near.filter(|&i| {
+            let namespace = &*service.name.namespace;
+            let labels = selector.iter().map(|(key, value)| by_label.get(&(namespace, key.as_str(), value.as_str())));
+            // A label that nobody wears: nobody is selected. An empty selector is refused by the parser.
+            let fewest: &[usize] = match labels.min_by_key(|few| few.map_or(0, Vec::len)) {
+                Some(Some(few)) => few,
+                Some(None) | None => &[],
+            };
+            let selected = fewest.iter().copied().filter(|&i| {
                 let labels = &self.members[i].workload.labels;
                 selector.iter().all(|(key, value)| labels.get(key) == Some(value))
             });
@@ -161,26 +167,8 @@ fn service_digest(of: &Virtual, members: &[Member]) -> Digest {
 
 fn addresses(content: Content, addresses: &[At<IpAddr>]) -> Content {
     let content = content.number(addresses.len() as u64);
-    addresses.iter().fold(content, |content, address| content.text(&address.value.to_string()))
-}
-
-impl IndexedRule {
-    fn new(policy: &Arc<Policy>) -> Self {
-        let action = match policy.action() {
-            Action::Allow => WireAction::Allow,
-            Action::Deny => WireAction::Deny,
-        };
-        let wire = Rule {
-            namespace: policy.namespace().to_owned(),
-            name: policy.name().to_owned(),
-            action: action.into(),
-            feature: policy.feature_level(),
-            policy_json: policy.to_json(),
-        };
-        IndexedRule {
-            policy: Arc::clone(policy),
-            digest: Content::of("rule").bytes(&wire.encode_to_vec()).finish(),
-            wire,
-        }
-    }
+    addresses.iter().fold(content, |content, address| match address.value {
+        IpAddr::V4(ip) => content.bytes(&ip.octets()),
+        IpAddr::V6(ip) => content.bytes(&ip.octets()),
+    })
 }

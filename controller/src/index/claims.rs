@@ -31,10 +31,38 @@ enum Key<'a> {
     Address(IpAddr),
 }
 
+impl std::fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Key::Mesh => f.write_str("the one Mesh of a source"),
+            Key::Object(kind, name) => write!(f, "{kind} {name}"),
+            Key::Uid(uid) => write!(f, "UID {uid}"),
+            Key::Address(address) => write!(f, "{address}"),
+        }
+    }
+}
+
 struct Claim<'a> {
     object: &'a Object,
     place: &'a Place,
-    field: String,
+    field: Field,
+}
+
+#[derive(Clone, Copy)]
+enum Field {
+    Name,
+    Uid,
+    Address(usize),
+}
+
+impl std::fmt::Display for Field {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Field::Name => f.write_str("metadata.name"),
+            Field::Uid => f.write_str("spec.uid"),
+            Field::Address(i) => write!(f, "spec.addresses[{i}]"),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -69,10 +97,10 @@ impl<'a> Claims<'a> {
             Kind::Mesh(_) => Key::Mesh,
             _ => Key::Object(object.kind.as_str(), &object.name),
         };
-        self.claim(key, object, &object.place, "metadata.name");
+        self.claim(key, object, &object.place, Field::Name);
         match &object.kind {
             Kind::Workload(workload) => {
-                self.claim(Key::Uid(&workload.uid.value), object, &workload.uid.place, "spec.uid");
+                self.claim(Key::Uid(&workload.uid.value), object, &workload.uid.place, Field::Uid);
                 self.addresses(object, &workload.addresses);
             }
             Kind::Service(service) => self.addresses(object, &service.addresses),
@@ -82,30 +110,24 @@ impl<'a> Claims<'a> {
 
     fn addresses(&mut self, object: &'a Object, addresses: &'a [At<IpAddr>]) {
         for (i, address) in addresses.iter().enumerate() {
-            self.claim(Key::Address(address.value), object, &address.place, format!("spec.addresses[{i}]"));
+            self.claim(Key::Address(address.value), object, &address.place, Field::Address(i));
         }
     }
 
-    fn claim(&mut self, key: Key<'a>, object: &'a Object, place: &'a Place, field: impl Into<String>) {
-        let claim = Claim { object, place, field: field.into() };
-        let subject = match &key {
-            Key::Mesh => "the one Mesh of a source".to_owned(),
-            Key::Object(kind, name) => format!("{kind} {name}"),
-            Key::Uid(uid) => format!("UID {uid}"),
-            Key::Address(address) => address.to_string(),
-        };
+    fn claim(&mut self, key: Key<'a>, object: &'a Object, place: &'a Place, field: Field) {
+        let claim = Claim { object, place, field };
         match self.taken.entry(key) {
             Entry::Vacant(free) => {
                 free.insert(claim);
             }
             Entry::Occupied(taken) => {
-                let first = taken.get();
+                let (subject, first) = (taken.key(), taken.get());
                 let side = |mine: &Claim<'_>, other: &Claim<'_>| {
                     let message = format!(
                         "{subject} is claimed by {} here and by {} at {}",
                         mine.object, other.object, other.place
                     );
-                    Problem::at(mine.place, mine.field.clone(), message)
+                    Problem::at(mine.place, mine.field.to_string(), message)
                 };
                 let sides = vec![side(first, &claim), side(&claim, first)];
                 self.conflict(sides);
@@ -131,7 +153,7 @@ impl<'a> Claims<'a> {
                 Problem::at(&at.place, field, format!("leaves out {ip} of {object} at {}", address.place)),
                 Problem::at(
                     &address.place,
-                    format!("spec.addresses[{i}]"),
+                    Field::Address(i).to_string(),
                     format!("{ip} of {object} is outside the mesh's {name} ({})", at.place),
                 ),
             ];
@@ -146,7 +168,7 @@ impl<'a> Claims<'a> {
                 Problem::at(&at.place, "spec.serviceRanges", format!("hold {ip} of {object} at {}", address.place)),
                 Problem::at(
                     &address.place,
-                    format!("spec.addresses[{i}]"),
+                    Field::Address(i).to_string(),
                     format!("{ip} of {object} lies in the mesh's serviceRanges ({})", at.place),
                 ),
             ];

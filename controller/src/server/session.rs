@@ -3,7 +3,7 @@
 //! Started by `server` for each `Connect`. It must never queue for a slow reader (what is sent is made when it can be sent,
 //! of the newest picture), and never send a rule while rules are withheld.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use countersign_api::controller::{FromProxy, Hello, ToProxy, from_proxy, to_proxy};
@@ -18,6 +18,7 @@ use crate::index::{Index, Member};
 use crate::metrics::Metrics;
 use crate::model::MAX_UID_BYTES;
 use crate::rules;
+use crate::server::budget::Budget;
 use crate::server::guard::Caller;
 use crate::server::hello::{Claim, Refusal, admit};
 use crate::server::registry::{Record, Registry, Seat};
@@ -28,6 +29,10 @@ use crate::source::Snapshot;
 const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// A reader that does not take the reason of its stream's end by then does not get it.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
+
+/// Lines about refused callers a second, and at once.
+const REFUSALS_PER_SECOND: u32 = 5;
+const REFUSAL_BURST: u32 = 50;
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +99,26 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Bounds what is logged of refused callers.
+    pub refusals: Arc<RefusalLog>,
     /// Cancelled when this process ends.
     pub shutdown: CancellationToken,
+}
+
+/// Whoever is refused may come back at once: each is counted, not each is logged.
+#[derive(Debug)]
+pub struct RefusalLog(Mutex<Budget>);
+
+impl RefusalLog {
+    fn may(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).try_spend(Instant::now())
+    }
+}
+
+impl Default for RefusalLog {
+    fn default() -> Self {
+        RefusalLog(Mutex::new(Budget::new(REFUSALS_PER_SECOND, REFUSAL_BURST, Instant::now())))
+    }
 }
 
 /// To the proxy; one message at a time.
@@ -104,15 +127,16 @@ pub type Out = mpsc::Sender<Result<ToProxy, Status>>;
 /// Lives one stream.
 pub async fn run(shared: Shared, caller: Caller, mut from: Streaming<FromProxy>, out: Out) {
     let _busy = caller.busy();
-    let metrics = Arc::clone(&shared.metrics);
-    let end = match Session::begin(shared, &caller, &mut from).await {
-        Ok(session) => session.serve(from, &out).await,
-        Err(end) => end,
+    let (metrics, refusals) = (Arc::clone(&shared.metrics), Arc::clone(&shared.refusals));
+    let (end, began) = match Session::begin(shared, &caller, &mut from).await {
+        Ok(session) => (session.serve(from, &out).await, true),
+        Err(end) => (end, false),
     };
-    let (address, id) = (caller.peer.address, caller.peer.id.as_ref().map(|id| id.id().as_str().to_owned()));
-    match &end {
-        End::Refused(_) => warn!(%address, id, reason = end.label(), "stream refused: {end}"),
-        _ => info!(%address, id, reason = end.label(), "stream ended: {end}"),
+    let (address, id) = (caller.peer.address, caller.peer.id.as_ref().map(|id| id.id().as_str()));
+    if began {
+        info!(%address, id, reason = end.label(), "stream ended: {end}");
+    } else if refusals.may() {
+        warn!(%address, id, reason = end.label(), "stream refused: {end}");
     }
     metrics.stream_ended(end.label());
     let _ = timeout(FAREWELL_LIMIT, out.send(Err(end.status()))).await;

@@ -47,8 +47,13 @@ fn ready_backend() -> Index {
 impl Fixture {
     fn new(index: Index) -> Self {
         let (publish, snapshots) = watch::channel(Arc::new(snapshot(index)));
-        let shared =
-            Shared { snapshots, registry: Arc::default(), metrics: Arc::default(), shutdown: CancellationToken::new() };
+        let shared = Shared {
+            snapshots,
+            registry: Arc::default(),
+            metrics: Arc::default(),
+            refusals: Arc::default(),
+            shutdown: CancellationToken::new(),
+        };
         Fixture { publish, shared }
     }
 

@@ -4,7 +4,6 @@
 //! be sent, so that a slow reader gets the newest and no queue.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::time::Duration;
 
 use countersign_api::controller as api;
 use prost::Message;
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 use crate::answer::{Asked, who};
 use crate::digest::{Content, Digest};
 use crate::index::{Index, Stamp};
+use crate::server::budget::Budget;
 
 /// Addresses followed for one proxy: twice what ours remembers, so that its `Forget`s never come too late. What is asked
 /// beyond is answered and not followed.
@@ -63,7 +63,7 @@ impl Wanted {
             due: VecDeque::new(),
             queued: HashSet::new(),
             asked: HashSet::new(),
-            budget: Budget { tokens: f64::from(MESSAGE_BURST), at: now },
+            budget: Budget::new(MESSAGES_PER_SECOND, MESSAGE_BURST, now),
         }
     }
 
@@ -75,7 +75,7 @@ impl Wanted {
 
     /// A message was taken.
     pub fn spend(&mut self) {
-        self.budget.tokens -= 1.0;
+        self.budget.spend();
     }
 
     /// A lookup: to be answered, and followed.
@@ -150,25 +150,6 @@ impl Wanted {
 
 fn digest(answer: &api::Answer) -> Digest {
     Content::of("answer").bytes(&answer.encode_to_vec()).finish()
-}
-
-/// A token bucket.
-#[derive(Debug)]
-struct Budget {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Budget {
-    fn ready_at(&mut self, now: Instant) -> Instant {
-        let rate = f64::from(MESSAGES_PER_SECOND);
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * rate;
-        (self.tokens, self.at) = ((self.tokens + earned).min(MESSAGE_BURST.into()), now);
-        match self.tokens >= 1.0 {
-            true => now,
-            false => now + Duration::from_secs_f64((1.0 - self.tokens) / rate),
-        }
-    }
 }
 
 #[cfg(test)]

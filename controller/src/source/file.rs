@@ -53,6 +53,9 @@ pub fn read(found: &Found, max_bytes: u64) -> Result<Text, FileError> {
     if !before.is_file() {
         return Err(FileError::NotAFile);
     }
+    if before.len() > max_bytes {
+        return Err(FileError::TooLarge(max_bytes));
+    }
     let mut bytes = Vec::with_capacity(usize::try_from(before.len().min(max_bytes)).unwrap_or_default());
     file.by_ref().take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max_bytes {

@@ -16,7 +16,7 @@ use serde_saphyr::Spanned;
 
 use self::reader::{Reader, clip};
 use crate::model::{
-    At, Kind, MAX_UID_BYTES, Mesh, Namespace, Object, ObjectName, Problem, Service, ServicePort, Workload,
+    At, Kind, MAX_UID_BYTES, Mesh, Namespace, Object, ObjectName, Problem, Rule, Service, ServicePort, Workload,
 };
 use crate::source::Limits;
 
@@ -75,7 +75,7 @@ impl Reader<'_> {
         Ok(Object {
             place: self.start(),
             name: ObjectName { namespace: policy.namespace().into(), name: policy.name().into() },
-            kind: Kind::Policy(Arc::new(policy)),
+            kind: Kind::Policy(Arc::new(Rule::new(policy))),
         })
     }
 

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use countersign_api::controller::answer::Who;
 
 use super::*;
