@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use countersign_kit::{Inside, Net, PodSpec, enter};
+use countersign_kit::{Capture, Inside, Net, PodSpec, enter};
 use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,6 +35,8 @@ fn main() {
         trial("a_pod_takes_its_processes_along", a_pod_takes_its_processes_along),
         trial("log_lines_are_waited_for_and_signals_delivered", log_lines_are_waited_for_and_signals_delivered),
         trial("another_user_is_taken_or_refused_by_name", another_user_is_taken_or_refused_by_name),
+        trial("a_capture_sees_what_passes_and_puts_it_together", a_capture_sees_what_passes_and_puts_it_together),
+        trial("a_capture_tells_when_it_did_not_see_all", a_capture_tells_when_it_did_not_see_all),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -139,4 +141,55 @@ fn another_user_is_taken_or_refused_by_name(inside: Inside) {
     } else {
         assert_eq!(said.unwrap().trim(), "1337");
     }
+}
+
+/// `count` markers from pod to pod and back, over one connection of each family.
+fn exchange(net: &Net, count: usize) {
+    let (a, b) = (net.pod(PodSpec::numbered("a", 11)).unwrap(), net.pod(PodSpec::numbered("b", 12)).unwrap());
+    for address in b.addresses() {
+        let server = b.inside(|| std::net::TcpListener::bind((address, 7000)).unwrap());
+        let echo = std::thread::spawn(move || {
+            let (mut stream, _) = server.accept().unwrap();
+            std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap();
+        });
+        let mut stream = a.inside(|| TcpStream::connect((address, 7000)).unwrap());
+        let markers = b"marker-1234;".repeat(count);
+        let mut reading = stream.try_clone().unwrap();
+        let length = markers.len();
+        let reader = std::thread::spawn(move || {
+            let mut back = Vec::new();
+            reading.read_to_end(&mut back).unwrap();
+            assert_eq!(back.len(), length);
+        });
+        stream.write_all(&markers).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        reader.join().unwrap();
+        echo.join().unwrap();
+    }
+}
+
+fn a_capture_sees_what_passes_and_puts_it_together(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let capture = Capture::start(&net, 16 * 1024 * 1024).unwrap();
+    exchange(&net, 20_000);
+    let captured = capture.finish().unwrap();
+    assert!(captured.whole());
+    assert!(captured.contains(b"marker-1234;marker") && !captured.contains(b"marker-4321"));
+    let flows: Vec<_> = captured.flows().into_iter().filter(|flow| flow.server.port() == 7000).collect();
+    assert_eq!(flows.iter().map(|flow| flow.server.is_ipv4()).collect::<Vec<_>>(), [true, false]);
+    for flow in flows {
+        for stream in [flow.to_server, flow.to_client] {
+            assert_eq!(stream.bytes, b"marker-1234;".repeat(20_000));
+            assert!(stream.whole && stream.finished && !stream.reset);
+        }
+    }
+}
+
+fn a_capture_tells_when_it_did_not_see_all(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let capture = Capture::start(&net, 10_000).unwrap();
+    exchange(&net, 20_000);
+    let captured = capture.finish().unwrap();
+    assert!(!captured.whole());
+    assert!(captured.frames().iter().map(Vec::len).sum::<usize>() <= 10_000);
 }
