@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// One program, the Debian and Ubuntu package that brings it, and what it is for.
 pub struct Program {
-    /// What is looked for: a name on the path, or an absolute path with one `*` in it.
+    /// What is looked for: a name on the path, or an absolute path, which may have one `*` in it.
     pub look_for: &'static str,
     package: &'static str,
     /// What goes missing without it.
@@ -35,6 +35,15 @@ pub const PROGRAMS: &[Program] = &[
     program("mariadb", "mariadb-client-core", "a protocol in which the server speaks first", false),
     program("/usr/lib/postgresql/*/bin/postgres", "postgresql", "a database with its own handshake", false),
     program("psql", "postgresql-client", "a database with its own handshake", false),
+    program("/usr/bin/python3", "python3", "servers and clients of gRPC, WebSocket and SMTP", false),
+    program("/usr/lib/python3/dist-packages/grpc", "python3-grpcio", "a gRPC pair", false),
+    program("/usr/lib/python3/dist-packages/websockets", "python3-websockets", "a WebSocket", false),
+    program(
+        "/usr/lib/python3/dist-packages/aiosmtpd",
+        "python3-aiosmtpd",
+        "a protocol in which the server speaks first",
+        false,
+    ),
 ];
 
 /// Who asks: the demo needs fewer programs than the tests.
@@ -53,6 +62,9 @@ pub fn find(look_for: &str) -> Option<PathBuf> {
         return found
             .map(|entry| PathBuf::from(format!("{}{after}", entry.path().display())))
             .find(|path| path.is_file());
+    }
+    if look_for.starts_with('/') {
+        return Some(PathBuf::from(look_for)).filter(|path| path.exists());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -170,6 +182,7 @@ mod tests {
         assert!(find("no-such-program-of-ours").is_none());
         assert!(find("/no/such/dir/*/bin/postgres").is_none());
         assert!(find("/usr/*/sh").is_some());
+        assert!(find("/proc/self").is_some() && find("/no/such/file").is_none());
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod stage;
 use std::time::Instant;
 
 use anyhow::Result;
+use countersign_kit::programs::{find, package};
 use countersign_kit::{EnterError, enter};
 
 use crate::args::{DemoArgs, DemoCommand};
@@ -21,9 +22,8 @@ use crate::output::{Format, Verdict};
 use say::{Say, seconds};
 use stage::Stage;
 
-/// What real programs it shows, and the package that brings each.
-const PROGRAMS: &[(&str, &str)] =
-    &[("curl", "curl"), ("nginx", "nginx"), ("ip", "iproute2"), ("nsenter", "util-linux")];
+/// The real programs that it shows, and those that make its pods.
+const PROGRAMS: &[&str] = &["curl", "nginx", "ip", "nsenter"];
 
 /// Runs it.
 pub fn run(args: &DemoArgs, format: Format) -> Result<Verdict> {
@@ -85,22 +85,8 @@ fn lacking() -> Option<String> {
     if let Err(error) = stage::binaries() {
         return Some(format!("{error:#}"));
     }
-    let missing: Vec<_> = PROGRAMS.iter().filter(|(program, _)| !on_path(program)).collect();
-    if missing.is_empty() {
-        return None;
-    }
-    let names: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
-    let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
-    Some(format!(
-        "{} not found; type: sudo apt-get install -y --no-install-recommends {}",
-        names.join(", "),
-        packages.join(" ")
-    ))
-}
-
-/// An ordinary user's path often lacks the sbin folders; the kit adds them.
-fn on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into);
-    std::env::split_paths(&path).chain(system).any(|folder| folder.join(program).is_file())
+    let missing: Vec<_> = PROGRAMS.iter().copied().filter(|program| find(program).is_none()).collect();
+    let packages: Vec<_> = missing.iter().map(|program| package(program)).collect();
+    let line = format!("sudo apt-get install -y --no-install-recommends {}", packages.join(" "));
+    (!missing.is_empty()).then(|| format!("{} not found; type: {line}", missing.join(", ")))
 }
