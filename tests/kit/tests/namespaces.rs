@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use countersign_kit::mesh::{self, Mesh, Settings};
+use countersign_kit::testca::{LeafSpec, TestCa};
 use countersign_kit::{Capture, Inside, Net, PodSpec, enter};
 use libtest_mimic::{Arguments, Trial};
 use nix::sys::signal::Signal;
@@ -37,6 +39,9 @@ fn main() {
         trial("another_user_is_taken_or_refused_by_name", another_user_is_taken_or_refused_by_name),
         trial("a_capture_sees_what_passes_and_puts_it_together", a_capture_sees_what_passes_and_puts_it_together),
         trial("a_capture_tells_when_it_did_not_see_all", a_capture_tells_when_it_did_not_see_all),
+        // Needs our programs built: `cargo xtask test` does that first.
+        trial("a_stolen_issuer_signs_what_its_mesh_believes", a_stolen_issuer_signs_what_its_mesh_believes)
+            .with_ignored_flag(mesh::binary("countersign-controller").is_err()),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
@@ -192,4 +197,24 @@ fn a_capture_tells_when_it_did_not_see_all(inside: Inside) {
     let captured = capture.finish().unwrap();
     assert!(!captured.whole());
     assert!(captured.frames().iter().map(Vec::len).sum::<usize>() <= 10_000);
+}
+
+fn a_stolen_issuer_signs_what_its_mesh_believes(inside: Inside) {
+    let mesh = Mesh::start(Net::new(inside).unwrap(), Settings::default()).unwrap();
+    let folder = mesh.folder().join("ca");
+    let ca = TestCa::stolen(&folder.join("state"), &folder.join("state.key")).unwrap();
+    assert_eq!(ca.root_pem().trim(), std::fs::read_to_string(folder.join("state/bundle.pem")).unwrap().trim());
+    let leaf = ca.leaf(&LeafSpec::of("spiffe://cluster.local/ns/shop/sa/frontend")).unwrap();
+    leaf.write(&folder).unwrap();
+    let openssl = |root: &str| {
+        let files = ["chain.pem", root].map(|file| folder.join(file).display().to_string());
+        let script = format!("openssl verify -CAfile {} -untrusted {} {}", files[1], files[0], files[0]);
+        mesh.net().link().command("sh").args(["-c", &script]).finish().unwrap()
+    };
+    let judged = openssl("state/bundle.pem");
+    assert!(judged.status.success(), "{}{}", judged.text(), judged.errors());
+    std::fs::write(folder.join("other.pem"), TestCa::new("other").unwrap().root_pem()).unwrap();
+    assert!(!openssl("other.pem").status.success());
+    std::fs::write(folder.join("wrong.key"), [7; 32]).unwrap();
+    assert!(TestCa::stolen(&folder.join("state"), &folder.join("wrong.key")).is_err());
 }
