@@ -70,8 +70,10 @@ pub struct MeshPodSpec {
     pub app: String,
     /// Last number of its addresses, 3 to 250.
     pub number: u8,
-    /// Whether it gets a sidecar, and its address is known as meshed.
+    /// Whether its address is known as meshed.
     pub meshed: bool,
+    /// Whether it gets a sidecar and the redirect.
+    pub sidecar: bool,
     /// Further arguments of its sidecar.
     pub proxy_args: Vec<String>,
 }
@@ -87,6 +89,7 @@ impl MeshPodSpec {
             app: app.into(),
             number,
             meshed: true,
+            sidecar: true,
             proxy_args: Vec::new(),
         }
     }
@@ -95,6 +98,13 @@ impl MeshPodSpec {
     #[must_use]
     pub fn unmeshed(mut self) -> Self {
         self.meshed = false;
+        self.without_sidecar()
+    }
+
+    /// Known as meshed, though nothing guards it: what a pod is whose rules were lost.
+    #[must_use]
+    pub fn without_sidecar(mut self) -> Self {
+        self.sidecar = false;
         self
     }
 
@@ -225,7 +235,7 @@ impl Mesh {
         fs::create_dir_all(&folder)?;
         self.write_workload(&pod, &spec)?;
         let pod = MeshPod { pod, spec, folder, sidecar: Mutex::default() };
-        if pod.spec.meshed {
+        if pod.spec.sidecar {
             self.install_redirect(&pod)?;
             self.start_sidecar(&pod)?;
         }

@@ -1,10 +1,14 @@
 //! The mesh that all tests share: a frontend, two backends of one service, an intruder, and a stranger without a sidecar.
 
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use countersign_kit::mesh::{Mesh, MeshPod, MeshPodSpec, Settings};
 use countersign_kit::{Inside, Net};
+
+/// How long sidecars wait for first bytes; short, so that silence is soon over.
+pub const FIRST_BYTES: Duration = Duration::from_secs(2);
 
 /// Ports that tests get for their servers, one after another.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
@@ -17,6 +21,8 @@ pub struct World {
     pub intruder: MeshPod,
     /// No sidecar; known to the controller as un-meshed.
     pub stranger: MeshPod,
+    /// Known as meshed, but with neither sidecar nor redirect.
+    pub unguarded: MeshPod,
     pub mesh: Mesh,
 }
 
@@ -34,7 +40,8 @@ spec:
 
 impl World {
     pub fn new(inside: Inside) -> Result<Self> {
-        let mesh = Mesh::start(Net::new(inside)?, Settings::default())?;
+        let proxy_args = vec!["--first-bytes-timeout".into(), format!("{}s", FIRST_BYTES.as_secs())];
+        let mesh = Mesh::start(Net::new(inside)?, Settings { proxy_args, ..Settings::default() })?;
         mesh.object("shop.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n")?;
         mesh.object("rules.yaml", RULES)?;
         // Ports below 20000 of the service go to the same port of its endpoints.
@@ -47,6 +54,7 @@ impl World {
             backend2: pod("backend-2", "backend", 12)?,
             intruder: pod("intruder", "intruder", 13)?,
             stranger: mesh.pod(MeshPodSpec::new("stranger", "stranger", 14).unmeshed())?,
+            unguarded: mesh.pod(MeshPodSpec::new("unguarded", "unguarded", 15).without_sidecar())?,
             mesh,
         };
         let w = &world;

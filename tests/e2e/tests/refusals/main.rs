@@ -1,0 +1,372 @@
+//! Promise 2, unknown means no: what is not our mutual TLS with a proven, allowed identity is refused, with a reason.
+//!
+//! The attacker is `stranger`: on the same link, with no sidecar, so that it can say anything to anybody.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "../e2e/world.rs"]
+mod world;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use countersign_api::names::ALPN;
+use countersign_api::ports;
+use countersign_kit::mesh::MeshPod;
+use countersign_kit::testca::{Leaf, LeafSpec, TestCa, careless_client};
+use rustls::version::TLS13;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use world::{FIRST_BYTES, World};
+
+type Test = fn(&World) -> Result<()>;
+
+fn main() -> std::process::ExitCode {
+    countersign_e2e::run(TESTS, World::new, World::stop)
+}
+
+pub const TESTS: &[(&str, Test)] = &[
+    ("no_certificate_is_refused", no_certificate),
+    ("a_strangers_ca_is_refused", strangers_ca),
+    ("another_trust_domain_is_refused", another_trust_domain),
+    ("an_expired_certificate_is_refused", expired),
+    ("a_certificate_of_tomorrow_is_refused", not_yet_valid),
+    ("two_uri_sans_are_refused", two_uri_sans),
+    ("a_ca_certificate_as_leaf_is_refused", ca_as_leaf),
+    ("another_alpn_is_refused", another_alpn),
+    ("tls_1_2_is_refused", tls_1_2),
+    ("garbage_is_refused", garbage),
+    ("a_silent_client_is_cut", silent),
+    ("a_client_hello_that_drips_is_cut", dripping),
+    ("a_client_hello_in_one_byte_writes_is_judged_like_any", one_byte_writes),
+    ("plaintext_under_strict_is_refused", plaintext),
+    ("direct_connections_to_our_own_ports_are_refused", own_ports_from_outside),
+    ("the_app_cannot_dial_our_listeners", own_ports_from_inside),
+    ("a_mesh_connection_that_names_15020_gets_nothing", names_15020),
+    ("a_foreign_destination_is_not_let_in", foreign_destination),
+    ("a_meshed_intruder_is_denied_and_both_sides_log_the_same_id", intruder),
+    ("an_unknown_address_in_the_mesh_is_refused_at_once", unknown_address),
+    ("a_refused_tls_attempt_never_becomes_plaintext", never_plaintext),
+];
+
+const FRONTEND: &str = "spiffe://cluster.local/ns/shop/sa/frontend";
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The line of `pod`'s access log about this port.
+fn line(pod: &MeshPod, port: u16) -> Result<Value> {
+    pod.access_line(|l| about(l, port))
+}
+
+fn about(line: &Value, port: u16) -> bool {
+    line["destination_address"].as_str().is_some_and(|d| d.ends_with(&format!(":{port}")))
+}
+
+fn addresses(pod: &MeshPod, port: u16) -> [SocketAddr; 2] {
+    pod.addresses().map(|ip: IpAddr| SocketAddr::new(ip, port))
+}
+
+/// Says hello with this leaf and waits for how it ends; the server's first word must be an end.
+async fn shake(io: impl AsyncRead + AsyncWrite + Unpin, leaf: Option<Leaf>, alpn: &[u8]) -> Result<()> {
+    let config = careless_client(leaf, &[&TLS13], &[alpn])?;
+    let name = IpAddr::from([0, 0, 0, 0]).into();
+    let connected = timeout(LIMIT, TlsConnector::from(config).connect(name, io)).await?;
+    // A TLS 1.3 client learns of its refusal after its own side of the handshake.
+    if let Ok(mut tls) = connected {
+        let _ = tls.write_all(&[1, 0, 0, 0]).await;
+        let said = timeout(LIMIT, tls.read(&mut [0; 64])).await?;
+        ensure!(said.is_err() || said.is_ok_and(|n| n == 0), "the server went on talking");
+    }
+    Ok(())
+}
+
+/// `spec`, shown by a stranger over IPv4 and IPv6, is refused for `reason`.
+fn refused(world: &World, spec: Option<&LeafSpec>, reason: &str) -> Result<()> {
+    let ca = TestCa::new("a stranger's root")?;
+    let port = world.port();
+    for address in addresses(&world.backend1, port) {
+        let leaf = spec.map(|spec| ca.leaf(spec)).transpose()?;
+        world.stranger.run(|| async { shake(TcpStream::connect(address).await?, leaf, ALPN).await })?;
+        let line =
+            world.backend1.access_line(|l| about(l, port) && l.to_string().contains(&address.ip().to_string()))?;
+        ensure!(line["result"] == "handshake_failed", "{line}");
+        ensure!(line["detail"].as_str().is_some_and(|d| d.contains(reason)), "expected {reason:?}: {line}");
+    }
+    Ok(())
+}
+
+fn no_certificate(world: &World) -> Result<()> {
+    refused(world, None, "no certificate")
+}
+
+fn strangers_ca(world: &World) -> Result<()> {
+    refused(world, Some(&LeafSpec::of(FRONTEND)), "refused")
+}
+
+fn another_trust_domain(world: &World) -> Result<()> {
+    refused(world, Some(&LeafSpec::of("spiffe://elsewhere.test/ns/shop/sa/frontend")), "elsewhere.test")
+}
+
+fn expired(world: &World) -> Result<()> {
+    refused(world, Some(&LeafSpec { begins: -3600, ends: -5, ..LeafSpec::of(FRONTEND) }), "expired")
+}
+
+fn not_yet_valid(world: &World) -> Result<()> {
+    refused(world, Some(&LeafSpec { begins: 3600, ends: 7200, ..LeafSpec::of(FRONTEND) }), "not valid before")
+}
+
+fn two_uri_sans(world: &World) -> Result<()> {
+    let mut spec = LeafSpec::of(FRONTEND);
+    spec.uris.push("spiffe://cluster.local/ns/shop/sa/other".into());
+    refused(world, Some(&spec), "URI")
+}
+
+fn ca_as_leaf(world: &World) -> Result<()> {
+    refused(world, Some(&LeafSpec { is_ca: true, ..LeafSpec::of(FRONTEND) }), "CA")
+}
+
+fn another_alpn(world: &World) -> Result<()> {
+    let (ca, port) = (TestCa::new("a stranger's root")?, world.port());
+    let leaf = ca.leaf(&LeafSpec::of(FRONTEND))?;
+    let address = addresses(&world.backend1, port)[0];
+    world.stranger.run(|| async { shake(TcpStream::connect(address).await?, Some(leaf), b"h2").await })?;
+    ensure!(line(&world.backend1, port)?["result"] == "foreign_tls_refused");
+    Ok(())
+}
+
+fn tls_1_2(world: &World) -> Result<()> {
+    let port = world.port();
+    let to = addresses(&world.backend1, port)[0].to_string();
+    let done = world
+        .stranger
+        .command("openssl")
+        .args(["s_client", "-tls1_2", "-alpn", std::str::from_utf8(ALPN)?, "-connect", &to])
+        .finish()?;
+    ensure!(!done.status.success(), "{}", done.text());
+    let line = line(&world.backend1, port)?;
+    ensure!(line["result"] == "handshake_failed" && line["detail"].to_string().contains("does not fit"), "{line}");
+    Ok(())
+}
+
+/// Sends `bytes` raw and wants an end, not an answer.
+fn cut_off(world: &World, bytes: &[u8], port: u16) -> Result<Duration> {
+    let address = addresses(&world.backend1, port)[0];
+    world.stranger.run(|| async {
+        let began = Instant::now();
+        let Ok(mut io) = TcpStream::connect(address).await else {
+            return Ok(began.elapsed()); // reset before the first word
+        };
+        if io.write_all(bytes).await.is_err() {
+            return Ok(began.elapsed());
+        }
+        match timeout(LIMIT, io.read(&mut [0; 64])).await.context("it was not cut")? {
+            Ok(0) | Err(_) => Ok(began.elapsed()),
+            Ok(n) => bail!("it answered with {n} bytes"),
+        }
+    })
+}
+
+fn garbage(world: &World) -> Result<()> {
+    for (bytes, result) in [
+        (&b"\x00\x01\x02garbage"[..], "plaintext_refused"),
+        (&b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\xff"[..], "foreign_tls_refused"),
+        (&b"\x16\x03\x01\xff\xff\x01"[..], "plaintext_refused"),
+    ] {
+        let port = world.port();
+        cut_off(world, bytes, port)?;
+        let line = line(&world.backend1, port)?;
+        ensure!(line["result"] == result, "{bytes:x?}: {line}");
+    }
+    Ok(())
+}
+
+fn silent(world: &World) -> Result<()> {
+    let port = world.port();
+    let took = cut_off(world, b"", port)?;
+    ensure!(took < FIRST_BYTES + Duration::from_secs(3), "cut only after {took:?}");
+    ensure!(line(&world.backend1, port)?["result"] == "silent");
+    Ok(())
+}
+
+fn dripping(world: &World) -> Result<()> {
+    let port = world.port();
+    let address = addresses(&world.backend1, port)[0];
+    let took = world.stranger.run(|| async {
+        let mut io = TcpStream::connect(address).await?;
+        let began = Instant::now();
+        // The header of a long ClientHello, and then a byte now and then: each in time, all of them not.
+        io.write_all(b"\x16\x03\x01\x10\x00\x01").await?;
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        while began.elapsed() < LIMIT {
+            ticks.tick().await;
+            if io.write_all(&[0]).await.is_err() {
+                return Ok(began.elapsed());
+            }
+        }
+        bail!("a dripping hello was never cut")
+    })?;
+    ensure!(took < FIRST_BYTES + Duration::from_secs(3), "cut only after {took:?}");
+    ensure!(line(&world.backend1, port)?["result"] == "silent");
+    Ok(())
+}
+
+/// Writes one byte at a time.
+struct OneByte(TcpStream);
+
+impl AsyncRead for OneByte {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for OneByte {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, &buf[..buf.len().min(1)])
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+fn one_byte_writes(world: &World) -> Result<()> {
+    let (ca, port) = (TestCa::new("a stranger's root")?, world.port());
+    let leaf = ca.leaf(&LeafSpec::of("spiffe://elsewhere.test/ns/shop/sa/frontend"))?;
+    let address = addresses(&world.backend1, port)[0];
+    world.stranger.run(|| async {
+        let io = TcpStream::connect(address).await?;
+        io.set_nodelay(true)?;
+        shake(OneByte(io), Some(leaf), ALPN).await
+    })?;
+    let line = line(&world.backend1, port)?;
+    ensure!(
+        line["detail"].to_string().contains("elsewhere.test"),
+        "the handshake went as far as the certificate: {line}"
+    );
+    Ok(())
+}
+
+fn plaintext(world: &World) -> Result<()> {
+    let port = world.port();
+    cut_off(world, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", port)?;
+    let line = line(&world.backend1, port)?;
+    ensure!(line["result"] == "plaintext_refused" && line["blame"] == "peer", "{line}");
+    Ok(())
+}
+
+fn own_ports_from_outside(world: &World) -> Result<()> {
+    for port in [ports::INBOUND, ports::OUTBOUND, ports::SELF_PROOF] {
+        cut_off(world, b"x", port)?;
+        let line = line(&world.backend1, port)?;
+        ensure!(line["result"] == "bad_destination", "{line}");
+    }
+    Ok(())
+}
+
+fn own_ports_from_inside(world: &World) -> Result<()> {
+    let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let own = |port| SocketAddr::new(world.frontend.v4().into(), port);
+    for address in [loopback(ports::OUTBOUND), own(ports::OUTBOUND), own(ports::INBOUND), own(ports::SELF_PROOF)] {
+        world.frontend.run(|| async {
+            let Ok(mut io) = TcpStream::connect(address).await else { return Ok(()) };
+            match timeout(LIMIT, io.read(&mut [0; 1])).await.context("it was not cut")? {
+                Ok(0) | Err(_) => Ok(()),
+                Ok(_) => bail!("{address} answered"),
+            }
+        })?;
+        let line = line(&world.frontend, address.port())?;
+        ensure!(line["result"] == "bad_destination", "{line}");
+    }
+    Ok(())
+}
+
+fn names_15020(world: &World) -> Result<()> {
+    let url = format!("http://{}:{}/metrics", world.backend1.v4(), ports::PROXY_HEALTH);
+    let direct = world.stranger.command("curl").args(["-sS", "--max-time", "5", &url]).succeed()?;
+    ensure!(direct.contains("# EOF"), "a scraper without a sidecar reads the metrics");
+    let done = world.frontend.command("curl").args(["-sS", "--max-time", "5", &url]).finish()?;
+    ensure!(!done.status.success() && done.stdout.is_empty(), "through the mesh: {}", done.text());
+    let line = line(&world.frontend, ports::PROXY_HEALTH)?;
+    ensure!(line["result"] == "handshake_failed", "{line}");
+    Ok(())
+}
+
+fn foreign_destination(world: &World) -> Result<()> {
+    // The stranger routes another host's address to the pod.
+    let (foreign, port) = ("192.0.2.77", world.port());
+    let via = world.backend1.v4().to_string();
+    world.stranger.command("ip").args(["route", "add", foreign, "via", &via]).succeed()?;
+    let address: SocketAddr = format!("{foreign}:{port}").parse()?;
+    let connected = world
+        .stranger
+        .run(|| async { timeout(Duration::from_secs(1), TcpStream::connect(address)).await.is_ok_and(|c| c.is_ok()) });
+    world.stranger.command("ip").args(["route", "del", foreign]).succeed()?;
+    ensure!(!connected, "the pod took a connection for {foreign}");
+    ensure!(!world.backend1.access_log().iter().any(|l| about(l, port)), "it reached the listener");
+    Ok(())
+}
+
+fn intruder(world: &World) -> Result<()> {
+    let port = world.port();
+    for address in addresses(&world.backend1, port) {
+        let done =
+            world.intruder.command("curl").args(["-sS", "--max-time", "5", &format!("http://{address}/")]).finish()?;
+        ensure!(!done.status.success(), "{}", done.text());
+    }
+    let (theirs, ours) = (line(&world.intruder, port)?, line(&world.backend1, port)?);
+    ensure!(ours["result"] == "no_rule_matched" && ours["blame"] == "policy", "{ours}");
+    ensure!(theirs["result"] == "denied_by_peer" && theirs["denial_id"] == ours["denial_id"], "{theirs} {ours}");
+    ensure!(ours["denial_id"].as_str().is_some_and(|id| id.len() == 16), "{ours}");
+    ensure!(ours.to_string().contains("/ns/shop/sa/intruder"), "{ours}");
+    Ok(())
+}
+
+fn unknown_address(world: &World) -> Result<()> {
+    let port = world.port();
+    for address in ["10.77.0.250".to_owned(), "10.96.0.250".to_owned(), "[fd77::fa]".to_owned()] {
+        let began = Instant::now();
+        let url = format!("http://{address}:{port}/");
+        let done = world.frontend.command("curl").args(["-sS", "--max-time", "5", &url]).finish()?;
+        ensure!(!done.status.success(), "{}", done.text());
+        ensure!(began.elapsed() < Duration::from_secs(3), "at once, not after {:?}", began.elapsed());
+    }
+    ensure!(line(&world.frontend, port)?["result"] == "unknown_destination");
+    Ok(())
+}
+
+fn never_plaintext(world: &World) -> Result<()> {
+    // The pod's redirect is gone and a plain server stands at a meshed address: the client side must not talk to it.
+    let port = world.port();
+    let pod = &world.unguarded;
+    let address = addresses(pod, port)[0];
+    let listener = pod.run(|| async { tokio::net::TcpListener::bind(address).await?.into_std().map(Arc::new) })?;
+    let server = Arc::clone(&listener);
+    let heard = pod.start(move || async move {
+        let listener = tokio::net::TcpListener::from_std(server.try_clone()?)?;
+        let (mut io, _) = timeout(LIMIT, listener.accept()).await??;
+        let mut bytes = vec![0; 4096];
+        let n = timeout(LIMIT, io.read(&mut bytes)).await??;
+        bytes.truncate(n);
+        // Whatever it was, it is answered as a plain server would.
+        io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await?;
+        anyhow::Ok(bytes)
+    })?;
+    let url = format!("http://{address}/secret-marker");
+    let done = world.frontend.command("curl").args(["-sS", "--max-time", "5", &url]).finish()?;
+    ensure!(!done.status.success() && done.stdout.is_empty(), "{}", done.text());
+    let bytes = heard.join()?;
+    ensure!(bytes.first() == Some(&22), "the first byte is a TLS handshake: {bytes:x?}");
+    ensure!(!bytes.windows(13).any(|w| w == b"secret-marker"), "the request leaked");
+    ensure!(line(&world.frontend, port)?["result"] == "handshake_failed");
+    Ok(())
+}
