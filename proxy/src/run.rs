@@ -23,7 +23,7 @@ use crate::health::{self, Health};
 use crate::intercept::guard::Own;
 use crate::listen::{accept_loop, bind};
 use crate::logging::Log;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, follow_credentials};
 use crate::outcome::Direction;
 use crate::permit::Permits;
 use crate::pool::{self, Pool};
@@ -74,6 +74,7 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
     let (access_log, writer) = access_log(&config, &metrics)?;
     let svid = countersign_credentials::start(ca_client(&config), config.id.clone(), system_clock());
     tokio::spawn(svid.task);
+    tokio::spawn(follow_credentials(metrics.clone(), svid.credentials.clone(), svid.status.clone()));
     let (discovery, follow) = Discovery::start(discovery_settings(&config), svid.credentials.clone(), metrics.clone());
     tokio::spawn(follow);
     let permits = Permits::new(discovery.rules());
@@ -161,11 +162,6 @@ async fn keep_pool(proxy: Arc<Proxy>, mut credentials: Watch) {
             changed = credentials.changed() => if changed.is_err() { return },
         }
         let current = credentials.borrow_and_update().clone();
-        if let Some(current) = &current {
-            let bundles: Vec<_> =
-                current.bundles().iter().map(|b| (b.trust_domain().to_string(), b.generation())).collect();
-            proxy.metrics.credentials(current.expires_at().as_secs(), bundles.iter().map(|(td, n)| (td.as_str(), *n)));
-        }
         proxy.pool.sweep(current.as_deref().map(Generation::of), Instant::now());
         proxy.metrics.pool_idle(proxy.pool.len());
     }

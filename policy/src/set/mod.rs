@@ -54,8 +54,11 @@ impl Received {
         match Policy::from_json(json) {
             Ok(policy) if announced(&policy) => (Self::Known(policy), None),
             Ok(policy) => {
-                let (namespace, name) = (clip(namespace), clip(name));
-                let message = format!("announced as {namespace}/{name}, but is {policy}, or of the other action");
+                // Envelope and text disagree: whichever of the two says Deny is believed.
+                let deny = deny || policy.action() == Action::Deny;
+                let message =
+                    format!("announced as {}/{}, but is {policy}, or of the other action", clip(namespace), clip(name));
+                let unknown = Self::Unknown { namespace: namespace.into(), name: name.into(), deny, feature };
                 (unknown, Some(ParseError::about_json(message)))
             }
             Err(error) => (unknown, Some(error)),

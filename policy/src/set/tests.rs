@@ -100,6 +100,9 @@ fn what_the_stream_announces_must_be_what_it_carries() {
         let (known, error) = wire(ns, name, deny, 1, &json);
         assert!(!known && error.is_some());
     }
+    // Whichever of envelope and text says Deny is believed.
+    let (received, _) = Received::from_wire("n", "a", false, 1, &json);
+    assert!(matches!(received, Received::Unknown { deny: true, .. }));
     let (known, error) = wire("n", "a", true, 1, &json.replace("rules", "rulez"));
     assert!(!known && error.unwrap().contains("spec.rulez: unknown field"));
 }

@@ -7,21 +7,19 @@
 #[path = "../e2e/world.rs"]
 mod world;
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use countersign_api::names::ALPN;
 use countersign_api::ports;
+use countersign_kit::hostile::OneByteWrites;
 use countersign_kit::mesh::MeshPod;
 use countersign_kit::testca::{Leaf, LeafSpec, TestCa, careless_client};
 use rustls::version::TLS13;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -35,6 +33,7 @@ fn main() -> std::process::ExitCode {
 }
 
 pub const TESTS: &[(&str, Test)] = &[
+    ("a_good_certificate_passes_the_handshake_and_is_denied_by_rules", no_fault),
     ("no_certificate_is_refused", no_certificate),
     ("a_strangers_ca_is_refused", strangers_ca),
     ("another_trust_domain_is_refused", another_trust_domain),
@@ -88,9 +87,13 @@ async fn shake(io: impl AsyncRead + AsyncWrite + Unpin, leaf: Option<Leaf>, alpn
     Ok(())
 }
 
-/// `spec`, shown by a stranger over IPv4 and IPv6, is refused for `reason`.
-fn refused(world: &World, spec: Option<&LeafSpec>, reason: &str) -> Result<()> {
-    let ca = TestCa::new("a stranger's root")?;
+/// `spec`, signed by the mesh's own issuer so that its fault is the only reason, is refused over IPv4 and IPv6.
+fn refused(world: &World, spec: &LeafSpec, reason: &str) -> Result<()> {
+    let ca = world.mesh.folder().join("ca");
+    refused_of(world, &TestCa::stolen(&ca.join("state"), &ca.join("state.key"))?, Some(spec), reason)
+}
+
+fn refused_of(world: &World, ca: &TestCa, spec: Option<&LeafSpec>, reason: &str) -> Result<()> {
     let port = world.port();
     for address in addresses(&world.backend1, port) {
         let leaf = spec.map(|spec| ca.leaf(spec)).transpose()?;
@@ -103,34 +106,56 @@ fn refused(world: &World, spec: Option<&LeafSpec>, reason: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the faults below are faults of: with the right issuer and no fault the handshake is good, so nothing else refuses them.
+fn no_fault(world: &World) -> Result<()> {
+    let ca = world.mesh.folder().join("ca");
+    let ca = TestCa::stolen(&ca.join("state"), &ca.join("state.key"))?;
+    let port = world.port();
+    let address = addresses(&world.backend1, port)[0];
+    let leaf = ca.leaf(&LeafSpec::of("spiffe://cluster.local/ns/shop/sa/intruder"))?;
+    world.stranger.run(|| async {
+        let config = careless_client(Some(leaf), &[&TLS13], &[ALPN])?;
+        let io = TcpStream::connect(address).await?;
+        let mut tls =
+            timeout(LIMIT, TlsConnector::from(config).connect(IpAddr::from([0, 0, 0, 0]).into(), io)).await??;
+        tls.write_all(&[1, 0, 0, 0]).await?; // OPEN
+        let mut status = [0; 13];
+        timeout(LIMIT, tls.read_exact(&mut status)).await??;
+        ensure!(status[..5] == [5, 0, 0, 9, 1], "STATUS denied: {status:x?}");
+        Ok(())
+    })?;
+    ensure!(line(&world.backend1, port)?["result"] == "no_rule_matched");
+    Ok(())
+}
+
 fn no_certificate(world: &World) -> Result<()> {
-    refused(world, None, "no certificate")
+    refused_of(world, &TestCa::new("a stranger's root")?, None, "no certificate")
 }
 
 fn strangers_ca(world: &World) -> Result<()> {
-    refused(world, Some(&LeafSpec::of(FRONTEND)), "refused")
+    refused_of(world, &TestCa::new("a stranger's root")?, Some(&LeafSpec::of(FRONTEND)), "no path to a root")
 }
 
 fn another_trust_domain(world: &World) -> Result<()> {
-    refused(world, Some(&LeafSpec::of("spiffe://elsewhere.test/ns/shop/sa/frontend")), "elsewhere.test")
+    refused(world, &LeafSpec::of("spiffe://elsewhere.test/ns/shop/sa/frontend"), "elsewhere.test")
 }
 
 fn expired(world: &World) -> Result<()> {
-    refused(world, Some(&LeafSpec { begins: -3600, ends: -5, ..LeafSpec::of(FRONTEND) }), "expired")
+    refused(world, &LeafSpec { begins: -3600, ends: -5, ..LeafSpec::of(FRONTEND) }, "expired")
 }
 
 fn not_yet_valid(world: &World) -> Result<()> {
-    refused(world, Some(&LeafSpec { begins: 3600, ends: 7200, ..LeafSpec::of(FRONTEND) }), "not valid before")
+    refused(world, &LeafSpec { begins: 3600, ends: 7200, ..LeafSpec::of(FRONTEND) }, "not valid before")
 }
 
 fn two_uri_sans(world: &World) -> Result<()> {
     let mut spec = LeafSpec::of(FRONTEND);
     spec.uris.push("spiffe://cluster.local/ns/shop/sa/other".into());
-    refused(world, Some(&spec), "URI")
+    refused(world, &spec, "URI")
 }
 
 fn ca_as_leaf(world: &World) -> Result<()> {
-    refused(world, Some(&LeafSpec { is_ca: true, ..LeafSpec::of(FRONTEND) }), "CA")
+    refused(world, &LeafSpec { is_ca: true, ..LeafSpec::of(FRONTEND) }, "CA")
 }
 
 fn another_alpn(world: &World) -> Result<()> {
@@ -218,27 +243,6 @@ fn dripping(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Writes one byte at a time.
-struct OneByte(TcpStream);
-
-impl AsyncRead for OneByte {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for OneByte {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, &buf[..buf.len().min(1)])
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
 fn one_byte_writes(world: &World) -> Result<()> {
     let (ca, port) = (TestCa::new("a stranger's root")?, world.port());
     let leaf = ca.leaf(&LeafSpec::of("spiffe://elsewhere.test/ns/shop/sa/frontend"))?;
@@ -246,7 +250,7 @@ fn one_byte_writes(world: &World) -> Result<()> {
     world.stranger.run(|| async {
         let io = TcpStream::connect(address).await?;
         io.set_nodelay(true)?;
-        shake(OneByte(io), Some(leaf), ALPN).await
+        shake(OneByteWrites(io), Some(leaf), ALPN).await
     })?;
     let line = line(&world.backend1, port)?;
     ensure!(
