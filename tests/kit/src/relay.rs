@@ -16,17 +16,25 @@ const BUFFER: usize = 64 * 1024;
 /// # Errors
 /// If the listener breaks; what happens to one connection ends that connection only.
 pub async fn relay(listener: TcpListener, target: SocketAddr) -> io::Result<()> {
+    relay_with(listener, target, BUFFER).await
+}
+
+/// The same with buffers of another size, in bytes: one for each direction of each connection.
+///
+/// # Errors
+/// As [`relay`].
+pub async fn relay_with(listener: TcpListener, target: SocketAddr, buffer: usize) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
-        tokio::spawn(async move { one(stream, target).await });
+        tokio::spawn(async move { one(stream, target, buffer).await });
     }
 }
 
-async fn one(mut client: TcpStream, target: SocketAddr) -> io::Result<()> {
+async fn one(mut client: TcpStream, target: SocketAddr, buffer: usize) -> io::Result<()> {
     let mut server = TcpStream::connect(target).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER).await?;
+    tokio::io::copy_bidirectional_with_sizes(&mut client, &mut server, buffer, buffer).await?;
     Ok(())
 }
 
