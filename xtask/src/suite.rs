@@ -35,12 +35,14 @@ pub fn run(command: Command, limit: Duration, live: bool) -> Result<Ran> {
     match status {
         None => ran.fail(format!("killed: no end after {} s", limit.as_secs())),
         // As with all our programs: 2 says that it could not be done here, and the last line why.
-        Some(status) if status.code() == Some(2) && silent => {
+        Some(status) if status.code() == Some(2) && silent && ran.tally == Tally::default() => {
             ran.tally.skipped += 1;
             let why = output.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it gave no reason");
             ran.skips.push(("all of it".to_owned(), why.to_owned()));
         }
-        Some(status) if !status.success() && ran.tally.failed == 0 => ran.fail(format!("ended with {status}")),
+        Some(status) if !status.success() && (silent || ran.tally.failed == 0) => {
+            ran.fail(format!("ended with {status}"))
+        }
         Some(status) if status.success() && silent => ran.fail("said nothing about any test".to_owned()),
         Some(_) => {}
     }
@@ -121,16 +123,26 @@ fn follow(
 fn read(output: &str) -> Ran {
     let mut ran = Ran::default();
     let mut test = "";
+    // Told one by one, and not yet summed up in a result line: what a program that was killed had done by then.
+    let mut told = Tally::default();
     let mut confessed: Vec<&str> = Vec::new();
     for line in output.lines() {
         if let Some(counts) = line.strip_prefix("test result: ") {
             ran.tally.passed += count(counts, "passed");
             ran.tally.failed += count(counts, "failed");
             ran.tally.skipped += count(counts, "ignored");
+            told = Tally::default();
         } else if let Some((name, rest)) = line.strip_prefix("test ").and_then(|line| line.rsplit_once(" ... ")) {
             match rest.split_once(", ").unwrap_or((rest, "no reason given")) {
-                ("FAILED", _) => ran.failures.push(name.trim().to_owned()),
-                ("ignored", reason) => ran.skips.push((name.trim().to_owned(), reason.to_owned())),
+                ("ok", _) => told.passed += 1,
+                ("FAILED", _) => {
+                    told.failed += 1;
+                    ran.failures.push(name.trim().to_owned());
+                }
+                ("ignored", reason) => {
+                    told.skipped += 1;
+                    ran.skips.push((name.trim().to_owned(), reason.to_owned()));
+                }
                 _ => {}
             }
         } else if let Some(name) = line.strip_prefix("---- ").and_then(|line| line.split_whitespace().next()) {
@@ -140,6 +152,7 @@ fn read(output: &str) -> Ran {
             ran.skips.push((test.to_owned(), line.to_owned()));
         }
     }
+    ran.tally.add(told);
     let skipped = confessed.len().min(ran.tally.passed);
     ran.tally.passed -= skipped;
     ran.tally.skipped += skipped;
@@ -164,6 +177,14 @@ mod tests {
     }
 
     #[test]
+    fn what_a_killed_program_had_done_is_counted() {
+        let script = "echo 'test a ... ok'; echo 'test b  ... FAILED'; exec sleep 600";
+        let ran = run(shell(script), Duration::from_millis(500), false).unwrap();
+        assert_eq!(ran.tally, Tally { passed: 1, failed: 2, skipped: 0 });
+        assert_eq!(ran.failures.len(), 2);
+    }
+
+    #[test]
     fn results_of_all_sections_are_summed() {
         let ran = read(
             "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s\n\
@@ -175,6 +196,7 @@ mod tests {
     #[test]
     fn what_failed_and_what_was_ignored_is_named() {
         let ran = read("test a::b ... ok\ntest c ... FAILED\ntest d ... ignored, needs root\ntest e ... ignored\n");
+        assert_eq!(ran.tally, Tally { passed: 1, failed: 1, skipped: 2 });
         assert_eq!(ran.failures, ["c"]);
         assert_eq!(ran.skips, [("d".into(), "needs root".into()), ("e".into(), "no reason given".to_owned())]);
     }
