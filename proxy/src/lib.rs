@@ -20,6 +20,7 @@ pub mod permit;
 pub mod pick;
 pub mod pool;
 pub mod relay;
+pub mod turns;
 
 pub mod account;
 pub mod outcome;

@@ -24,6 +24,7 @@ use crate::proxy::{Cut, Proxy, Refusal};
 use crate::relay::{self, End, Flow, Held, PlainEnd, Side};
 use crate::route::{Hop, Route};
 use crate::tls::{self, Generation, Peer};
+use crate::turns::Turn;
 use crate::wire::frame::{self, Status};
 use crate::wire::link::Link;
 
@@ -106,7 +107,14 @@ async fn link_to(proxy: &Proxy, address: SocketAddr, id: &SpiffeId, route: &mut 
     let permit = proxy.permits.admit(Asking::Out { meshed: true })?;
     let credentials = proxy.credentials()?;
     let key = Key { address, id: id.clone(), credentials: Generation::of(&credentials) };
-    if let Some(kept) = proxy.pool.take(&key, Instant::now()) {
+    let (kept, _turn) = match proxy.pool.take(&key, Instant::now()) {
+        Some(kept) => (Some(kept), None),
+        None => {
+            let turn = turn(proxy, address).await?;
+            (proxy.pool.take(&key, Instant::now()), Some(turn)) // one may have come back meanwhile
+        }
+    };
+    if let Some(kept) = kept {
         proxy.metrics.pool_take("reused");
         return Ok(Some(Ready { permit, link: kept.link, peer: kept.peer, key, reused: true }));
     }
@@ -140,6 +148,13 @@ async fn link_to(proxy: &Proxy, address: SocketAddr, id: &SpiffeId, route: &mut 
         _ => return Err(refusal("handshake_failed").into()),
     }
     Ok(None)
+}
+
+/// So many handshakes at a time and no more: the server side sheds what is beyond its bound for one source.
+async fn turn(proxy: &Proxy, address: SocketAddr) -> Result<Turn, Refusal> {
+    let limit = proxy.config.limits.connect + proxy.config.limits.handshake;
+    let turn = proxy.turns.wait(address.ip(), limit).await;
+    turn.ok_or_else(|| Refusal::us("overloaded", format!("no turn at a handshake with {} in time", address.ip())))
 }
 
 /// How a conversation over a link ended, if it did not end badly.

@@ -26,6 +26,7 @@ use crate::pick::Picks;
 use crate::pool::Pool;
 use crate::slots::Slots;
 use crate::tls::Peer;
+use crate::turns::Turns;
 
 /// The parts.
 pub struct Proxy {
@@ -43,6 +44,8 @@ pub struct Proxy {
     pub permits: Arc<Permits>,
     /// Kept links.
     pub pool: Pool,
+    /// Turns at shaking hands.
+    pub turns: Arc<Turns>,
     /// Endpoint choice.
     pub picks: Arc<Picks>,
     /// Handshake slots.

@@ -105,6 +105,7 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
         discovery,
         permits,
         pool: Pool::new(pool_limits(&config.limits)),
+        turns: Arc::default(),
         picks: Arc::default(),
         slots: Slots::new(config.limits.handshake_slots),
         metrics,
