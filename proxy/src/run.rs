@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use countersign_api::ports;
 use countersign_credentials::{CaClient, Watch, system_clock};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -43,6 +44,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// # Errors
 /// When a port cannot be bound or a part cannot be started.
 pub fn run(config: Config, log: Log) -> anyhow::Result<Ended> {
+    if let Err(error) = raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is; it may be reached before the bound on connections");
+    }
     let mut runtime = match config.worker_threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         threads => {
@@ -59,6 +63,13 @@ pub fn run(config: Config, log: Log) -> anyhow::Result<Ended> {
     // Tasks that still hold sockets end with the process.
     runtime.shutdown_background();
     Ok(ended)
+}
+
+/// A connection takes two files. The soft limit is often 1024, for programs that use `select`; we may go up to the hard one.
+fn raise_open_files() -> io::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<Writer>)> {
@@ -206,4 +217,19 @@ fn discovery_settings(config: &Config) -> Settings {
 
 fn pool_limits(limits: &Limits) -> pool::Limits {
     pool::Limits { total: limits.pool_total, each: limits.pool_each, idle: limits.pool_idle }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
+        let hard = getrlimit(Resource::Nofile).maximum;
+        let low = rustix::process::Rlimit { current: Some(512), maximum: hard };
+        setrlimit(Resource::Nofile, low).unwrap();
+        raise_open_files().unwrap();
+        assert_eq!(getrlimit(Resource::Nofile).current, hard);
+    }
 }
