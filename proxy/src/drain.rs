@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,9 @@ pub enum Ended {
 
 /// Exit code of a drain that had to cut connections. (1: failed while running, 2: bad configuration.)
 pub const EXIT_FORCED: u8 = 3;
+
+/// How long connections that are cut may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Ended {
     /// 0 for a clean end, [`EXIT_FORCED`] for a forced one.
@@ -118,13 +122,17 @@ impl Drain {
     /// signal; the latter two force. `run` calls it once, last.
     pub async fn finish(&self, idle: impl Future<Output = ()>) -> Ended {
         self.started().await;
+        let mut idle = pin!(idle);
         tokio::select! {
             biased;
-            () = idle => return Ended::Clean,
+            // First: what is cut is soon idle too, and that is no clean end.
             () = self.forced() => {}
+            () = &mut idle => return Ended::Clean,
             () = tokio::time::sleep(self.deadline) => {}
         }
         self.advance(Phase::Forced);
+        // Whoever is cut now still tells its peer and closes its account.
+        let _ = tokio::time::timeout(LAST_WORDS, idle).await;
         Ended::Forced
     }
 
@@ -182,9 +190,38 @@ mod tests {
         let drain = Drain::new(DEADLINE);
         drain.signal();
         let began = tokio::time::Instant::now();
-        assert_eq!(drain.finish(std::future::pending()).await, Ended::Forced);
-        assert_eq!(began.elapsed().as_secs(), DEADLINE.as_secs());
+        let idle = async {
+            drain.forced().await;
+            assert_eq!(began.elapsed().as_secs(), DEADLINE.as_secs());
+        };
+        assert_eq!(drain.finish(idle).await, Ended::Forced);
         assert_eq!(drain.phase(), Phase::Forced);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_are_cut_have_their_last_words_and_no_more() {
+        let drain = Drain::new(DEADLINE);
+        drain.signal();
+        drain.signal();
+        let mut told = false;
+        let last_words = async {
+            drain.forced().await;
+            tokio::time::sleep(LAST_WORDS / 2).await;
+            told = true;
+        };
+        assert_eq!(drain.finish(last_words).await, Ended::Forced);
+        assert!(told);
+        let began = tokio::time::Instant::now();
+        assert_eq!(drain.finish(std::future::pending()).await, Ended::Forced);
+        assert_eq!(began.elapsed().as_secs(), LAST_WORDS.as_secs());
+    }
+
+    #[tokio::test]
+    async fn what_was_cut_by_a_second_signal_is_no_clean_end_though_nothing_is_left() {
+        let drain = Drain::new(DEADLINE);
+        drain.signal();
+        drain.signal();
+        assert_eq!(drain.finish(async {}).await, Ended::Forced);
     }
 
     #[tokio::test(start_paused = true)]
