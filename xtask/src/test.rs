@@ -21,12 +21,12 @@ const STEPS: &[(&str, &str)] = &[
     ("build", "everything is built once, for all later steps"),
     ("unit", "unit and integration tests of every package"),
     ("doc", "examples in the documentation"),
-    ("e2e", "namespace end-to-end tests (countersign-kit, countersign-e2e)"),
+    ("e2e", "tests in namespaces (countersign-kit, countersign-benches, countersign-e2e)"),
     ("demo", "the demo, as root and as an ordinary user"),
 ];
 
 /// Packages whose tests need namespaces: they run last and print as they go.
-const NAMESPACE_PACKAGES: &[&str] = &["countersign-kit", "countersign-e2e"];
+const NAMESPACE_PACKAGES: &[&str] = &["countersign-kit", "countersign-benches", "countersign-e2e"];
 
 /// Runs the steps that `args` ask for; exit code 0 when all passed.
 pub fn run(args: &[String]) -> Result<u8> {
