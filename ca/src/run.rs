@@ -120,7 +120,7 @@ pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Resul
         ..IncomingLimits::default()
     };
     let (listen, health) = (ports.listen, ports.health);
-    let incoming = incoming(ports.grpc, own.subscribe(), ClientAuth::Optional, limits);
+    let incoming = incoming(ports.grpc, own.subscribe(), ClientAuth::Optional, limits, |_| ());
     let service = Service::new(issuance, bundles, metrics);
     let running = Running {
         listen,

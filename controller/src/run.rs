@@ -86,7 +86,7 @@ pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Resul
         refusals: Arc::default(),
         shutdown: inside.shutdown.clone(),
     };
-    let connections = incoming(grpc, credentials, ClientAuth::Required, IncomingLimits::default());
+    let connections = incoming(grpc, credentials, ClientAuth::Required, IncomingLimits::default(), |_| ());
     Ok(Running {
         listen,
         health,

@@ -5,7 +5,6 @@
 //! client's handshake before accepting the next, and never spin when the process has no file left.
 
 mod connection;
-mod slots;
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -16,7 +15,7 @@ use std::time::Duration;
 use countersign_api::names::ALPN_H2;
 use countersign_identity::{Purpose, VerifiedId};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,8 +28,8 @@ use crate::credentials::Credentials;
 use crate::dial::notice_dead_peers;
 use crate::handshake::{HandshakeError, accept, accept_optional};
 use crate::lived::{Life, Lived};
+use crate::places::{Full, Place, Places};
 pub use connection::{Connection, PeerInfo};
-use slots::Slots;
 
 /// After a failed accept: long enough not to spin, short enough to be ready when files are free again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -40,9 +39,10 @@ const LOGGED_A_SECOND: u32 = 10;
 /// What strangers may take.
 #[derive(Clone, Copy, Debug)]
 pub struct IncomingLimits {
-    /// Connections at once, handshakes included. More are closed at once, not queued.
+    /// Connections at once, handshakes included; a quarter of them (at least one) for one source, IPv6 by /64. More are
+    /// closed at once, not queued.
     pub connections: usize,
-    /// Handshakes at once; a quarter of them (at least one) for one source address.
+    /// Handshakes at once; a quarter of them for one source as well.
     pub handshakes: usize,
     /// The time for one handshake.
     pub handshake_limit: Duration,
@@ -58,16 +58,23 @@ impl Default for IncomingLimits {
 pub type Incoming = ReceiverStream<io::Result<Connection>>;
 
 /// Accepts until the returned stream is dropped. Each handshake takes the credentials that are current when it begins; while
-/// there are none, or they have expired, connections are closed at once.
-pub fn incoming(listener: TcpListener, watch: Watch, auth: ClientAuth, limits: IncomingLimits) -> Incoming {
+/// there are none, or they have expired, connections are closed at once. `refused` is told of each connection that ends before
+/// it is one, by a bounded word.
+pub fn incoming(
+    listener: TcpListener,
+    watch: Watch,
+    auth: ClientAuth,
+    limits: IncomingLimits,
+    refused: impl Fn(&'static str) + Send + Sync + 'static,
+) -> Incoming {
     let (done, connections) = mpsc::channel(64);
     let acceptor = Arc::new(Acceptor {
         watch,
         auth,
         limits,
-        places: Arc::new(Semaphore::new(limits.connections)),
-        slots: Slots::new(limits.handshakes),
-        refusals: Refusals::new(),
+        connections: Places::in_quarters(limits.connections),
+        handshakes: Places::in_quarters(limits.handshakes),
+        refusals: Refusals::new(refused),
         done,
     });
     tokio::spawn(accept_all(listener, acceptor));
@@ -78,8 +85,8 @@ struct Acceptor {
     watch: Watch,
     auth: ClientAuth,
     limits: IncomingLimits,
-    places: Arc<Semaphore>,
-    slots: Slots,
+    connections: Arc<Places>,
+    handshakes: Arc<Places>,
     refusals: Refusals,
     done: mpsc::Sender<io::Result<Connection>>,
 }
@@ -105,10 +112,10 @@ async fn accept_all(listener: TcpListener, acceptor: Arc<Acceptor>) {
 /// Why a connection was closed before it became one.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("no place for another connection")]
-    Connections,
-    #[error("no slot for another handshake")]
-    Handshakes,
+    #[error("no place for another connection{}", of_whom(.0))]
+    Connections(Full),
+    #[error("no place for another handshake{}", of_whom(.0))]
+    Handshakes(Full),
     #[error("we have no SVID of our own yet")]
     NoCredentials,
     #[error("our own SVID has expired")]
@@ -119,31 +126,51 @@ enum Refused {
     Handshake(HandshakeError),
 }
 
+impl Refused {
+    /// A bounded word for metrics.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Connections(Full::All) => "connections",
+            Self::Connections(Full::Source) => "source_connections",
+            Self::Handshakes(Full::All) => "handshakes",
+            Self::Handshakes(Full::Source) => "source_handshakes",
+            Self::NoCredentials => "no_credentials",
+            Self::Expired => "expired_credentials",
+            Self::Socket(_) => "socket",
+            Self::Handshake(error) => error.label(),
+        }
+    }
+}
+
+fn of_whom(full: &Full) -> &'static str {
+    match full {
+        Full::All => "",
+        Full::Source => " of this source",
+    }
+}
+
 impl Acceptor {
     fn take(self: Arc<Self>, tcp: TcpStream, address: SocketAddr) {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            return self.refusals.log(address, &Refused::Connections);
+        let place = match self.connections.take(address.ip()) {
+            Ok(place) => place,
+            Err(full) => return self.refusals.tell(address, &Refused::Connections(full)),
         };
-        let Some(slot) = self.slots.take(address.ip()) else {
-            return self.refusals.log(address, &Refused::Handshakes);
+        let handshake = match self.handshakes.take(address.ip()) {
+            Ok(handshake) => handshake,
+            Err(full) => return self.refusals.tell(address, &Refused::Handshakes(full)),
         };
         tokio::spawn(async move {
             match self.handshake(tcp, address, place).await {
                 Ok(connection) => {
-                    drop(slot);
+                    drop(handshake);
                     let _ = self.done.send(Ok(connection)).await;
                 }
-                Err(refused) => self.refusals.log(address, &refused),
+                Err(refused) => self.refusals.tell(address, &refused),
             }
         });
     }
 
-    async fn handshake(
-        &self,
-        tcp: TcpStream,
-        address: SocketAddr,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Connection, Refused> {
+    async fn handshake(&self, tcp: TcpStream, address: SocketAddr, place: Place) -> Result<Connection, Refused> {
         let mut watch = self.watch.clone();
         // Marks this value as seen: what is published from here on wakes the connection's own end.
         let credentials = watch.borrow_and_update().clone().ok_or(Refused::NoCredentials)?;
@@ -179,8 +206,9 @@ impl Acceptor {
     }
 }
 
-/// Tells of refusals, but not faster than anybody can read: a stranger decides how many there are.
+/// Counts refusals, and logs them, but not faster than anybody can read: a stranger decides how many there are.
 struct Refusals {
+    count: Box<dyn Fn(&'static str) + Send + Sync>,
     since: Instant,
     second: AtomicU64,
     in_it: AtomicU32,
@@ -188,12 +216,14 @@ struct Refusals {
 }
 
 impl Refusals {
-    fn new() -> Self {
+    fn new(count: impl Fn(&'static str) + Send + Sync + 'static) -> Self {
         let zero = AtomicU32::default;
-        Self { since: Instant::now(), second: AtomicU64::default(), in_it: zero(), unsaid: zero() }
+        let count = Box::new(count);
+        Self { count, since: Instant::now(), second: AtomicU64::default(), in_it: zero(), unsaid: zero() }
     }
 
-    fn log(&self, address: SocketAddr, why: &Refused) {
+    fn tell(&self, address: SocketAddr, why: &Refused) {
+        (self.count)(why.label());
         // Silence and broken connections are everyday (port scans, load balancers' checks).
         if let Refused::Handshake(HandshakeError::Timeout(_) | HandshakeError::Io(_)) = why {
             return debug!(%address, %why, "connection refused");

@@ -90,7 +90,7 @@ impl FakeCa {
         let service = CertificateAuthorityServer::new(FakeCa(Arc::clone(ca)));
         tokio::spawn(async move {
             let (_keep, credentials) = watch::channel(Some(credentials));
-            let connections = incoming(listener, credentials, ClientAuth::Optional, IncomingLimits::default());
+            let connections = incoming(listener, credentials, ClientAuth::Optional, IncomingLimits::default(), |_| ());
             Server::builder().add_service(service).serve_with_incoming(connections).await
         });
         address

@@ -101,7 +101,7 @@ impl FakeCa {
 
     fn serve(self: &Arc<Self>, listener: TcpListener) {
         let own: Watch = self.own.subscribe();
-        let connections = incoming(listener, own, crate::ClientAuth::Optional, IncomingLimits::default());
+        let connections = incoming(listener, own, crate::ClientAuth::Optional, IncomingLimits::default(), |_| ());
         let service = CertificateAuthorityServer::new(Service(Arc::clone(self)));
         let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(connections);
         *self.server.lock().unwrap() = Some(tokio::spawn(async move { server.await.unwrap() }));

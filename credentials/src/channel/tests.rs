@@ -1,8 +1,8 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use countersign_api::ca as wire;
 use countersign_api::ca::certificate_authority_client::CertificateAuthorityClient;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::Status;
@@ -127,6 +127,7 @@ async fn a_server_ends_the_connection_of_a_client_whose_root_it_lost() {
 struct Listening {
     incoming: crate::Incoming,
     address: std::net::SocketAddr,
+    refused: Refused,
     _published: watch::Sender<Option<Arc<Credentials>>>,
 }
 
@@ -134,7 +135,10 @@ async fn listening(limits: IncomingLimits, held: Option<Credentials>) -> Listeni
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (_published, watch) = watch::channel(held.map(Arc::new));
-    Listening { incoming: incoming(listener, watch, ClientAuth::Required, limits), address, _published }
+    let refused = Refused::default();
+    let counted = Arc::clone(&refused);
+    let count = move |why| counted.lock().unwrap().push(why);
+    Listening { incoming: incoming(listener, watch, ClientAuth::Required, limits, count), address, refused, _published }
 }
 
 async fn closed_at_once(address: std::net::SocketAddr) -> bool {
@@ -189,6 +193,52 @@ async fn connections_beyond_the_limit_are_shed_not_queued() {
             () = settle() => break,
         }
     }
+}
+
+/// What `listening` counted as refused.
+type Refused = Arc<Mutex<Vec<&'static str>>>;
+
+/// A connection from `source` that says nothing; `None` if it was closed at once.
+async fn idle_from(source: &str, address: std::net::SocketAddr) -> Option<TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
+    let mut client = socket.connect(address).await.unwrap();
+    let mut byte = [0; 1];
+    tokio::select! {
+        _ = client.read(&mut byte) => None,
+        () = settle() => Some(client),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_source_holds_a_quarter_of_the_connections_at_most() {
+    let _frozen = freeze();
+    let clock = crate::testing::TestClock::new();
+    let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
+    // Handshakes are plenty: it is the connections that run out.
+    let limits = IncomingLimits { connections: 8, handshakes: 100, ..IncomingLimits::default() };
+    let it = listening(limits, Some(credentials)).await;
+    let held = [idle_from("127.0.0.1", it.address).await.unwrap(), idle_from("127.0.0.1", it.address).await.unwrap()];
+    assert!(closed_at_once(it.address).await, "a third of eight");
+    assert_eq!(*it.refused.lock().unwrap(), ["source_connections"]);
+    let _other = idle_from("127.0.0.2", it.address).await.expect("kept out by its neighbour");
+    drop(held);
+    while idle_from("127.0.0.1", it.address).await.is_none() {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_that_fails_is_counted_by_its_reason() {
+    let _frozen = freeze();
+    let clock = crate::testing::TestClock::new();
+    let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
+    let it = listening(IncomingLimits::default(), Some(credentials)).await;
+    let mut client = TcpStream::connect(it.address).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let _ = soon(client.read_to_end(&mut Vec::new())).await;
+    while it.refused.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(*it.refused.lock().unwrap(), ["tls"]);
 }
 
 #[tokio::test(start_paused = true)]

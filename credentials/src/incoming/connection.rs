@@ -8,11 +8,11 @@ use std::task::{Context, Poll};
 use countersign_identity::VerifiedId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::lived::Lived;
+use crate::places::Place;
 
 /// Who is on a connection; tonic puts it into each request's extensions.
 #[derive(Clone, Debug)]
@@ -27,11 +27,11 @@ pub struct PeerInfo {
 pub struct Connection {
     io: Lived<TlsStream<TcpStream>>,
     info: PeerInfo,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Connection {
-    pub(super) fn new(io: Lived<TlsStream<TcpStream>>, info: PeerInfo, place: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(io: Lived<TlsStream<TcpStream>>, info: PeerInfo, place: Place) -> Self {
         Self { io, info, _place: place }
     }
 }

@@ -63,7 +63,7 @@ impl FakeController {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, watch) = watch::channel(Some(credentials));
-        let connections = incoming(listener, watch, ClientAuth::Required, IncomingLimits::default());
+        let connections = incoming(listener, watch, ClientAuth::Required, IncomingLimits::default(), |_| ());
         let (opened, streams) = mpsc::unbounded_channel();
         let server = Server::builder().add_service(ControllerServer::new(Service(opened)));
         let server = tokio::spawn(async move { server.serve_with_incoming(connections).await.unwrap() });
