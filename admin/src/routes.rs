@@ -1,0 +1,117 @@
+//! What the admin socket answers: `GET|PUT /log`, and the routes that the process adds (`GET /status`, `GET /config_dump`,
+//! `POST /drain`).
+//!
+//! Each process fills [`Routes`] and starts [`serve`]; `countersign status` and preStop hooks call it. Whoever may open the
+//! socket sees what the process knows: a route must never show a key or a token.
+
+use std::fmt;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::{Method, Request};
+
+use crate::accept;
+use crate::http::{self, Answer, StatusCode};
+use crate::log::{Log, LogError, MAX_FILTER};
+use crate::socket::AdminSocket;
+
+/// Most connections at once; one more is closed. They are people and their scripts.
+pub const CONNECTIONS: usize = 16;
+const LOG: &str = "/log";
+
+/// The paths of one process.
+pub struct Routes {
+    log: Log,
+    shown: fn(&str) -> Answer,
+    routes: Vec<Route>,
+}
+
+struct Route {
+    method: Method,
+    path: &'static str,
+    answer: Box<dyn Fn() -> Answer + Send + Sync>,
+}
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.routes.iter().map(|route| (&route.method, route.path))).finish()
+    }
+}
+
+impl Routes {
+    /// `GET|PUT /log`, where the filter is `shown` as [`crate::log::as_json`] or [`crate::log::as_line`] does.
+    pub fn new(log: Log, shown: fn(&str) -> Answer) -> Self {
+        Self { log, shown, routes: Vec::new() }
+    }
+
+    /// And this, which changes nothing.
+    #[must_use]
+    pub fn get(self, path: &'static str, answer: impl Fn() -> Answer + Send + Sync + 'static) -> Self {
+        self.with(Method::GET, path, answer)
+    }
+
+    /// And this, which does something; a body is not read.
+    #[must_use]
+    pub fn post(self, path: &'static str, answer: impl Fn() -> Answer + Send + Sync + 'static) -> Self {
+        self.with(Method::POST, path, answer)
+    }
+
+    fn with(mut self, method: Method, path: &'static str, answer: impl Fn() -> Answer + Send + Sync + 'static) -> Self {
+        self.routes.push(Route { method, path, answer: Box::new(answer) });
+        self
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+        if request.uri().path() == LOG {
+            return match *request.method() {
+                Method::GET => (self.shown)(&self.log.filter()),
+                Method::PUT => self.change_log(request).await,
+                _ => http::only("GET, PUT"),
+            };
+        }
+        let path = request.uri().path();
+        let here: Vec<&Route> = self.routes.iter().filter(|route| route.path == path).collect();
+        match here.iter().find(|route| route.method == *request.method()) {
+            Some(route) => (route.answer)(),
+            None if here.is_empty() => self.not_found(),
+            None => http::only(&here.iter().map(|route| route.method.as_str()).collect::<Vec<_>>().join(", ")),
+        }
+    }
+
+    /// The body is the filter itself, in the syntax of `RUST_LOG`.
+    async fn change_log(&self, request: Request<Incoming>) -> Answer {
+        if !self.log.is_ours() {
+            return refusal(&LogError::NotOurs);
+        }
+        let filter = match http::body(request, MAX_FILTER).await {
+            Ok(filter) => filter,
+            Err(answer) => return answer,
+        };
+        match self.log.change(filter.trim()) {
+            Ok(()) => {
+                tracing::info!(filter = filter.trim(), "log: another filter");
+                (self.shown)(&self.log.filter())
+            }
+            Err(error) => refusal(&error),
+        }
+    }
+
+    fn not_found(&self) -> Answer {
+        let paths: Vec<_> = self.routes.iter().map(|route| route.path).chain([LOG]).collect();
+        http::text(StatusCode::NOT_FOUND, format!("here are {}\n", paths.join(" ")))
+    }
+}
+
+fn refusal(error: &LogError) -> Answer {
+    http::text(StatusCode::BAD_REQUEST, format!("{error}\n"))
+}
+
+/// Serves until dropped; then the socket's file is gone. `shed` is told of each connection over the budget.
+pub async fn serve(socket: AdminSocket, routes: Routes, shed: impl Fn()) {
+    let routes = Arc::new(routes);
+    let handle = move |request| Arc::clone(&routes).answer(request);
+    accept::serve(|| socket.accept(), CONNECTIONS, shed, handle).await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::log::{self, tests::detached};
+use crate::socket::bind;
+
+/// An admin socket that is served.
+struct Served {
+    _folder: tempfile::TempDir,
+    socket: PathBuf,
+    drained: Arc<AtomicUsize>,
+    shed: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+fn served(log: Log, shown: fn(&str) -> Answer) -> Served {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let (drained, shed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (drains, sheds) = (Arc::clone(&drained), Arc::clone(&shed));
+    let routes =
+        Routes::new(log, shown).get("/status", || http::json(&json!({ "ready": true }))).post("/drain", move || {
+            drains.fetch_add(1, Ordering::SeqCst);
+            http::text(StatusCode::OK, "withdrawn\n")
+        });
+    let bound = bind(&socket).unwrap();
+    let task = tokio::spawn(serve(bound, routes, move || _ = sheds.fetch_add(1, Ordering::SeqCst)));
+    Served { _folder: folder, socket, drained, shed, task }
+}
+
+impl Served {
+    async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
+        let length = body.len();
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let _ = stream.write_all(body.as_bytes()).await;
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = answer.split_once("\r\n\r\n").unwrap().1.to_owned();
+        (status, body)
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.ask("GET", path, "").await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn the_log_changes_while_it_runs_and_a_bad_filter_changes_nothing() {
+    let served = served(detached("info"), log::as_json);
+    assert_eq!(served.get("/log").await["filter"], "info");
+    let (status, body) = served.ask("PUT", "/log", "warn,countersign_proxy=debug\n").await;
+    assert_eq!(status, 200, "{body}");
+    let now = served.get("/log").await["filter"].as_str().unwrap().to_owned();
+    assert!(now.contains("countersign_proxy=debug"), "{now}");
+    let (status, body) = served.ask("PUT", "/log", "countersign_proxy=loud").await;
+    assert_eq!(status, 400);
+    assert!(body.contains("not a filter"), "{body}");
+    assert_eq!(served.ask("PUT", "/log", &"a".repeat(MAX_FILTER + 1)).await.0, 413);
+    assert_eq!(served.get("/log").await["filter"], now);
+}
+
+#[tokio::test]
+async fn a_log_that_is_not_ours_is_said_so_and_left_alone() {
+    let served = served(Log::none(), log::as_line);
+    assert_eq!(served.ask("PUT", "/log", "debug").await, (400, "the log is not ours to change\n".to_owned()));
+    assert_eq!(served.ask("GET", "/log", "").await, (200, "not ours\n".to_owned()));
+}
+
+#[tokio::test]
+async fn what_asks_changes_nothing_and_what_does_something_must_be_told() {
+    let served = served(detached("info"), log::as_json);
+    assert_eq!(served.get("/status").await["ready"], true);
+    assert_eq!(served.ask("GET", "/drain", "").await, (405, "only POST\n".to_owned()));
+    assert_eq!(served.drained.load(Ordering::SeqCst), 0);
+    assert_eq!(served.ask("POST", "/drain", "").await.0, 200);
+    assert_eq!(served.drained.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_said_so() {
+    let served = served(detached("info"), log::as_json);
+    assert_eq!(served.ask("GET", "/", "").await, (404, "here are /status /drain /log\n".to_owned()));
+    assert_eq!(served.ask("GET", "/status/", "").await.0, 404);
+    assert_eq!(served.ask("POST", "/status", "").await, (405, "only GET\n".to_owned()));
+    assert_eq!(served.ask("DELETE", "/log", "").await, (405, "only GET, PUT\n".to_owned()));
+}
+
+#[tokio::test]
+async fn connections_over_the_budget_are_closed_and_counted() {
+    let served = served(detached("info"), log::as_json);
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = UnixStream::connect(&served.socket).await.unwrap();
+        stream.write_all(b"GET /log HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut first = [0; 15];
+        stream.read_exact(&mut first).await.unwrap();
+        held.push(stream);
+    }
+    let mut more = UnixStream::connect(&served.socket).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = more.read_to_end(&mut answer).await;
+    assert!(answer.is_empty());
+    assert_eq!(served.shed.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn the_end_takes_the_socket_away() {
+    let served = served(detached("info"), log::as_json);
+    served.get("/status").await;
+    served.task.abort();
+    let Served { _folder, socket, task, .. } = served;
+    assert!(task.await.unwrap_err().is_cancelled());
+    assert!(!socket.exists());
+}
