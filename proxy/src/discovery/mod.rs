@@ -113,17 +113,6 @@ pub enum LookupError {
     TooMany,
 }
 
-impl LookupError {
-    /// A bounded word for metrics and the access log.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::NoAnswer => "lookup_no_answer",
-            Self::TooMany => "lookup_too_many",
-        }
-    }
-}
-
 /// A handle on all that the controller said; clones share it.
 #[derive(Clone, Debug)]
 pub struct Discovery(Arc<Shared>);
