@@ -97,6 +97,11 @@ pub fn enter() -> Result<Inside, EnterError> {
     std::process::exit(exit_code(status))
 }
 
+/// Have we entered already?
+pub(crate) fn entered() -> bool {
+    std::env::var(MARK).is_ok_and(|mark| is_inside(&mark))
+}
+
 fn is_inside(mark: &str) -> bool {
     fs::read_to_string(MARK_FILE).is_ok_and(|there| there == mark)
 }

@@ -369,7 +369,8 @@ impl Mesh {
     pub fn settle(&self, pods: &[&MeshPod]) -> Result<()> {
         // A marker object, seen in the controller's state, proves that everything written before it was read.
         let marker = format!("marker-{}", MESHES.fetch_add(1, Ordering::Relaxed));
-        self.object("marker.yaml", &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {marker}}}\n"))?;
+        let file = format!("{marker}.yaml"); // of its own: two may settle at the same time
+        self.object(&file, &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {marker}}}\n"))?;
         wait_for(READY, "the controller reads what was written", || {
             admin_get(&self.folder.join("controller/admin.sock"), "/config_dump")
                 .is_ok_and(|dump| dump["mesh"].to_string().contains(&marker))

@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::enter::entered;
+
 /// Packages of Debian 12 and Ubuntu 24.04, where they are not called like the program.
 const PACKAGES: &[(&str, &str)] = &[
     ("ip", "iproute2"),
@@ -17,10 +19,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("unshare", "util-linux"),
     ("redis-benchmark", "redis-tools"),
     ("redis-cli", "redis-tools"),
-    ("mariadb", "mariadb-client"),
-    ("mariadbd", "mariadb-server"),
-    ("mariadb-install-db", "mariadb-server"),
-    ("mysql", "mariadb-client"),
+    ("mariadb", "mariadb-client-core"),
+    ("mariadbd", "mariadb-server-core"),
+    ("mariadb-install-db", "mariadb-server-core"),
+    ("mysql", "mariadb-client-core"),
     ("psql", "postgresql-client"),
     ("postgres", "postgresql"),
     ("initdb", "postgresql"),
@@ -30,6 +32,13 @@ const PACKAGES: &[(&str, &str)] = &[
 /// Folders outside of an ordinary PATH; `*` is any one name.
 const FOLDERS: &[&str] =
     &["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin", "/usr/lib/postgresql/*/bin"];
+
+/// Packages that hold no program, and the file by which they are known to be there.
+const MODULES: &[(&str, &str)] = &[
+    ("python3-aiosmtpd", "/usr/lib/python3/dist-packages/aiosmtpd/__init__.py"),
+    ("python3-grpcio", "/usr/lib/python3/dist-packages/grpc/__init__.py"),
+    ("python3-websockets", "/usr/lib/python3/dist-packages/websockets/__init__.py"),
+];
 
 /// Installs the packages named as arguments. Services must not start: policy-rc.d says so to every maintainer script. It is put there by
 /// this shell and taken away by it, however `apt-get` ends and even if whoever started us is gone.
@@ -70,9 +79,12 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// Where a program is: in PATH, or where the system's packages put it.
+/// Where a program is: in PATH, or where the system's packages put it. (A Python module is found by its package's name.)
 #[must_use]
 pub fn find(program: &str) -> Option<PathBuf> {
+    if let Some((_, file)) = MODULES.iter().find(|(package, _)| *package == program) {
+        return Some(PathBuf::from(file)).filter(|file| file.is_file());
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(FOLDERS.iter().flat_map(|folder| matching(folder)));
     folders.map(|folder| folder.join(program)).find(|file| is_program(file))
@@ -84,13 +96,14 @@ pub fn package(program: &str) -> &str {
     PACKAGES.iter().find(|(known, _)| *known == program).map_or(program, |(_, package)| package)
 }
 
-/// Sees to it that all of these are there: installs what is missing where that is allowed (root, with `apt-get`).
+/// Sees to it that all of these are there: installs what is missing where that is allowed (root, with `apt-get`, and not yet
+/// inside: there is no network).
 ///
 /// # Errors
 /// What is still missing, with the line to type.
 pub fn ensure(programs: &[&str]) -> Result<(), Missing> {
     let Some(missing) = missing(programs, |program| find(program).is_some()) else { return Ok(()) };
-    if !nix::unistd::geteuid().is_root() || find("apt-get").is_none() {
+    if entered() || !nix::unistd::geteuid().is_root() || find("apt-get").is_none() {
         return Err(missing);
     }
     let packages = missing.programs.iter().map(|program| package(program));
