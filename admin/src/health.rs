@@ -96,9 +96,10 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until dropped, through a drain too: that is when readiness is asked most. `shed` is told of each connection over the
-/// budget.
-pub async fn serve(listener: TcpListener, health: Arc<impl Health>, shed: impl Fn()) {
+/// budget, by the word `health_connections`.
+pub async fn serve(listener: TcpListener, health: Arc<impl Health>, shed: impl Fn(&'static str)) {
     let accept = || async { listener.accept().await.map(|(tcp, _)| tcp) };
+    let shed = || shed("health_connections");
     accept::serve(accept, CONNECTIONS, shed, move |request| std::future::ready(answer(&*health, &request))).await;
 }
 

@@ -106,11 +106,12 @@ fn refusal(error: &LogError) -> Answer {
     http::text(StatusCode::BAD_REQUEST, format!("{error}\n"))
 }
 
-/// Serves until dropped; then the socket's file is gone. `shed` is told of each connection over the budget.
-pub async fn serve(socket: AdminSocket, routes: Routes, shed: impl Fn()) {
+/// Serves until dropped; then the socket's file is gone. `shed` is told of each connection over the budget, by the word
+/// `admin_connections`.
+pub async fn serve(socket: AdminSocket, routes: Routes, shed: impl Fn(&'static str)) {
     let routes = Arc::new(routes);
     let handle = move |request| Arc::clone(&routes).answer(request);
-    accept::serve(|| socket.accept(), CONNECTIONS, shed, handle).await;
+    accept::serve(|| socket.accept(), CONNECTIONS, || shed("admin_connections"), handle).await;
 }
 
 #[cfg(test)]

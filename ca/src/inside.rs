@@ -1,14 +1,16 @@
-//! What the CA tells about itself: ready or not, status, metrics. Asked by `health` and `admin`; it must never hold or show a
-//! key or a token.
+//! What the CA tells about itself: ready or not, status, metrics. Asked through `countersign_admin`; it must never hold or show
+//! a key or a token.
 
+use std::fmt;
 use std::sync::Arc;
 
+use countersign_admin::health::{self, Check, Health};
+use countersign_admin::{Log, Routes, http, log};
 use countersign_credentials::SharedClock;
 use serde_json::{Value, json};
 
 use crate::attest::Jwks;
 use crate::clock::{millis, rfc3339};
-use crate::logs::LogControl;
 use crate::metrics::{Facts, Metrics};
 use crate::own::Own;
 use crate::state::{Pair, State, hex};
@@ -31,41 +33,24 @@ pub struct Inside {
     /// The configuration in force, secrets left out.
     pub config: Value,
     /// The logs' filter.
-    pub log: LogControl,
+    pub log: Log,
     /// Set when the process is told to end.
     pub shutdown: tokio_util::sync::CancellationToken,
 }
 
-impl Inside {
-    /// Ready: our own SVID is valid, so that callers can be served; and we were not told to end.
-    pub fn ready(&self) -> Result<(), &'static str> {
-        if self.shutdown.is_cancelled() {
-            return Err("shutting down");
-        }
-        match self.own.not_after() {
-            None => Err("no SVID of our own yet"),
-            Some(end) if end < self.clock.now() => Err("our own SVID has expired"),
-            Some(_) => Ok(()),
-        }
+impl Health for Inside {
+    /// Our own SVID is valid, so that callers can be served; and we were not told to end.
+    fn checks(&self) -> Vec<Check> {
+        let own = match self.own.not_after() {
+            None => Some("no SVID of our own yet"),
+            Some(end) if end < self.clock.now() => Some("our own SVID has expired"),
+            Some(_) => None,
+        };
+        let drain = self.shutdown.is_cancelled().then_some("shutting down");
+        vec![Check::new("drain", drain), Check::new("credentials", own)]
     }
 
-    /// The configuration in force.
-    pub fn config(&self) -> &Value {
-        &self.config
-    }
-
-    /// The logs' filter.
-    pub fn log_filter(&self) -> String {
-        self.log.filter()
-    }
-
-    /// Changes the logs' filter.
-    pub fn set_log_filter(&self, filter: &str) -> Result<(), String> {
-        self.log.set(filter)
-    }
-
-    /// OpenMetrics text.
-    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+    fn metrics(&self) -> Result<String, fmt::Error> {
         let authority = self.state.authority();
         self.metrics.render(Facts {
             root_end: authority.root().not_after().as_secs(),
@@ -77,15 +62,26 @@ impl Inside {
             token_keys_good: self.jwks.problem().is_none(),
         })
     }
+}
+
+impl Inside {
+    /// What the admin socket answers.
+    pub fn routes(self: &Arc<Self>) -> Routes {
+        let (status, dump) = (Arc::clone(self), Arc::clone(self));
+        Routes::new(self.log.clone(), log::as_line)
+            .get("/status", move || http::json(&status.status()))
+            .get("/config_dump", move || http::json(&dump.config))
+    }
 
     /// What `countersign status` shows.
     pub fn status(&self) -> Value {
         let authority = self.state.authority();
+        let ready = health::ready(&self.checks());
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "time": rfc3339(millis(&*self.clock)),
-            "ready": self.ready().is_ok(),
-            "not_ready_because": self.ready().err(),
+            "ready": ready.is_ok(),
+            "not_ready_because": ready.err(),
             "trust_domain": authority.trust_domain().as_str(),
             "bundle_generation": authority.generation(),
             "root": pair(authority.root()),

@@ -34,16 +34,11 @@ pub mod upkeep;
 pub mod watch;
 
 // What it shows of itself.
-pub mod admin;
-pub mod health;
 pub mod inside;
-pub mod logs;
 pub mod metrics;
 
 // What the rooms above share.
 pub mod clock;
-pub mod files;
-pub mod http;
 pub mod limits;
 
 #[cfg(test)]

@@ -12,12 +12,14 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Content type of [`Metrics::render`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Outcome {
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -49,6 +51,7 @@ pub struct Facts {
 /// All of the CA's metrics.
 pub struct Metrics {
     registry: Registry,
+    refused: Family<Reason, Counter>,
     issued: Family<Outcome, Counter>,
     duration: Histogram,
     unrecorded: Counter,
@@ -66,6 +69,7 @@ impl Metrics {
     pub fn new() -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("countersign_ca"),
+            refused: Family::default(),
             issued: Family::default(),
             duration: Histogram::new([0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0]),
             unrecorded: Counter::default(),
@@ -83,6 +87,9 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
+        let help =
+            "Connections closed before they were one, by the bound that was reached or why the TLS handshake failed";
+        registry.register("connections_refused", help, self.refused.clone());
         registry.register("svid_requests", "SVIDs asked for, by outcome", self.issued.clone());
         let help = "Time from a request to its answer, the audit record's way to the disk included";
         registry.register_with_unit("svid_request_duration", help, Unit::Seconds, self.duration.clone());
@@ -99,6 +106,11 @@ impl Metrics {
         registry.register("token_keys_good", help, self.token_keys_good.clone());
         let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that runs", version);
+    }
+
+    /// A connection was closed before it was one. `reason`: a bounded word.
+    pub fn connection_refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Reason { reason }).inc();
     }
 
     /// One IssueSvid has ended.

@@ -5,21 +5,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use countersign_admin::{AdminSocket, Log, SocketError, health};
 use countersign_credentials::{ClientAuth, IncomingLimits, SharedClock, incoming};
 use serde_json::json;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminError};
 use crate::attest::{Attestor, Jwks, JwksError};
 use crate::audit::{Audit, AuditError, Event};
 use crate::clock::millis;
 use crate::config::Config;
-use crate::health;
 use crate::inside::Inside;
 use crate::issue::{Issuance, Parts};
-use crate::logs::LogControl;
 use crate::metrics::Metrics;
 use crate::own::Own;
 use crate::server::Service;
@@ -41,8 +39,8 @@ pub enum StartError {
     Jwks(#[from] JwksError),
     #[error(transparent)]
     Upkeep(#[from] UpkeepError),
-    #[error(transparent)]
-    Admin(#[from] AdminError),
+    #[error("admin socket {0}")]
+    Admin(#[from] SocketError),
     #[error("cannot listen on {address} ({flag}): {source}")]
     Bind { flag: &'static str, address: SocketAddr, source: std::io::Error },
 }
@@ -63,7 +61,7 @@ pub struct Running {
 }
 
 /// Starts everything. When this returns `Ok`, callers are served.
-pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Result<Running, StartError> {
+pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Running, StartError> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
@@ -120,7 +118,9 @@ pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Resul
         ..IncomingLimits::default()
     };
     let (listen, health) = (ports.listen, ports.health);
-    let incoming = incoming(ports.grpc, own.subscribe(), ClientAuth::Optional, limits, |_| ());
+    let incoming = incoming(ports.grpc, own.subscribe(), ClientAuth::Optional, limits, counter(&metrics));
+    let probes = health::serve(ports.probes, Arc::clone(&inside), counter(&metrics));
+    let admin = countersign_admin::serve(ports.admin, inside.routes(), counter(&metrics));
     let service = Service::new(issuance, bundles, metrics);
     let running = Running {
         listen,
@@ -128,15 +128,16 @@ pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Resul
         admin: config.admin_socket.clone(),
         bundle: config.state_dir.join(state::BUNDLE),
         grpc: tokio::spawn(service.serve(incoming, shutdown.clone().cancelled_owned())),
-        others: vec![
-            tokio::spawn(upkeep.run()),
-            tokio::spawn(health::serve(ports.probes, Arc::clone(&inside))),
-            tokio::spawn(admin::serve(ports.admin, inside)),
-        ],
+        others: vec![tokio::spawn(upkeep.run()), tokio::spawn(probes), tokio::spawn(admin)],
         shutdown,
     };
     running.announce(&config)?;
     Ok(running)
+}
+
+fn counter(metrics: &Arc<Metrics>) -> impl Fn(&'static str) + Send + Sync + use<> {
+    let metrics = Arc::clone(metrics);
+    move |reason| metrics.connection_refused(reason)
 }
 
 async fn open_state(config: &Config, clock: &SharedClock) -> Result<(Arc<State>, Audit), StartError> {
@@ -162,14 +163,14 @@ struct Ports {
     listen: SocketAddr,
     probes: TcpListener,
     health: SocketAddr,
-    admin: UnixListener,
+    admin: AdminSocket,
 }
 
 impl Ports {
     async fn bind(config: &Config) -> Result<Self, StartError> {
         let (grpc, listen) = tcp("--listen", config.listen).await?;
         let (probes, health) = tcp("--health-listen", config.health_listen).await?;
-        let admin = admin::bind(&config.admin_socket)?;
+        let admin = countersign_admin::bind(&config.admin_socket)?;
         Ok(Self { grpc, listen, probes, health, admin })
     }
 }
@@ -204,10 +205,9 @@ impl Running {
         let ended = tokio::time::timeout(limit, &mut self.grpc).await.is_ok();
         for task in std::mem::take(&mut self.others) {
             task.abort();
-            // Cancelled: that is how it ends. The state's lock is free once all are gone.
+            // Cancelled: that is how it ends. Once all are gone the state's lock is free, and the admin socket's file gone.
             let _ = task.await;
         }
-        let _ = std::fs::remove_file(&self.admin);
         ended
     }
 

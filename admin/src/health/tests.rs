@@ -83,7 +83,7 @@ async fn livez(address: SocketAddr) -> String {
 async fn the_unspecified_address_serves_both_ip_versions() {
     let listener = bind((Ipv6Addr::UNSPECIFIED, 0).into()).unwrap();
     let port = listener.local_addr().unwrap().port();
-    tokio::spawn(serve(listener, Arc::new(Process(Vec::new())), || ()));
+    tokio::spawn(serve(listener, Arc::new(Process(Vec::new())), |_| ()));
     assert!(livez(([127, 0, 0, 1], port).into()).await.starts_with("HTTP/1.1 200"));
     if std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
         assert!(livez((Ipv6Addr::LOCALHOST, port).into()).await.starts_with("HTTP/1.1 200"));

@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
@@ -15,14 +16,14 @@ struct Served {
     _folder: tempfile::TempDir,
     socket: PathBuf,
     drained: Arc<AtomicUsize>,
-    shed: Arc<AtomicUsize>,
+    shed: Arc<Mutex<Vec<&'static str>>>,
     task: JoinHandle<()>,
 }
 
 fn served(log: Log, shown: fn(&str) -> Answer) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("admin.sock");
-    let (drained, shed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (drained, shed) = (Arc::new(AtomicUsize::new(0)), Arc::<Mutex<Vec<_>>>::default());
     let (drains, sheds) = (Arc::clone(&drained), Arc::clone(&shed));
     let routes =
         Routes::new(log, shown).get("/status", || http::json(&json!({ "ready": true }))).post("/drain", move || {
@@ -30,7 +31,7 @@ fn served(log: Log, shown: fn(&str) -> Answer) -> Served {
             http::text(StatusCode::OK, "withdrawn\n")
         });
     let bound = bind(&socket).unwrap();
-    let task = tokio::spawn(serve(bound, routes, move || _ = sheds.fetch_add(1, Ordering::SeqCst)));
+    let task = tokio::spawn(serve(bound, routes, move |what| sheds.lock().unwrap().push(what)));
     Served { _folder: folder, socket, drained, shed, task }
 }
 
@@ -112,7 +113,7 @@ async fn connections_over_the_budget_are_closed_and_counted() {
     let mut answer = Vec::new();
     let _ = more.read_to_end(&mut answer).await;
     assert!(answer.is_empty());
-    assert_eq!(served.shed.load(Ordering::SeqCst), 1);
+    assert_eq!(*served.shed.lock().unwrap(), ["admin_connections"]);
 }
 
 #[tokio::test]

@@ -53,7 +53,7 @@ async fn desk(more: &[&str]) -> Desk {
     let dir = private_dir();
     let tokens = TokenIssuer::es256("k1");
     write_jwks(&dir.path().join("jwks"), &[tokens.jwk()]);
-    let ca = start(config(&dir, more), system_clock(), LogControl::none()).await.unwrap();
+    let ca = start(config(&dir, more), system_clock(), Log::none()).await.unwrap();
     Desk { dir, tokens, ca }
 }
 
@@ -141,7 +141,7 @@ async fn exchange(io: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), request:
 }
 
 fn get(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")
+    format!("GET {path} HTTP/1.1\r\nhost: x\r\naccept: application/openmetrics-text\r\nconnection: close\r\n\r\n")
 }
 
 fn body(answer: &str) -> &str {
@@ -243,7 +243,10 @@ async fn the_health_port_tells_life_and_metrics_and_nothing_else() {
         (get("/readyz"), "HTTP/1.1 200"),
         (get("/status"), "HTTP/1.1 404"),
         (get("/config_dump"), "HTTP/1.1 404"),
-        ("POST /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".to_owned(), "HTTP/1.1 405"),
+        (
+            "POST /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".to_owned(),
+            "HTTP/1.1 405",
+        ),
         ("\x16\x03\x01 garbage\r\n\r\n".to_owned(), "HTTP/1.1 400"),
     ] {
         let answer = desk.health(&request).await;
@@ -254,6 +257,18 @@ async fn the_health_port_tells_life_and_metrics_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_connection_that_does_not_become_one_is_counted() {
+    let desk = desk(&[]).await;
+    let mut tcp = tokio::net::TcpStream::connect(desk.ca.listen).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let _ = tcp.read_to_end(&mut Vec::new()).await;
+    while !desk.health(&get("/metrics")).await.contains("countersign_ca_connections_refused_total{reason=\"tls\"} 1\n")
+    {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn the_admin_socket_shows_status_and_configuration_without_secrets() {
     let desk = desk(&[]).await;
     let status: Value = serde_json::from_str(body(&desk.admin(&get("/status")).await)).unwrap();
@@ -261,9 +276,12 @@ async fn the_admin_socket_shows_status_and_configuration_without_secrets() {
     assert_eq!(status["token_keys"], serde_json::json!(["k1"]));
     let dump = desk.admin(&get("/config_dump")).await;
     assert!(dump.contains("\"token_issuer\"") && !dump.contains("AAAAAAAAAAAA"), "{dump}");
-    let put = "PUT /log HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\ndebug";
+    let put = "PUT /log HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5\r\n\r\ndebug";
     assert!(desk.admin(put).await.starts_with("HTTP/1.1 400"), "the logs are not the CA's here");
-    let huge = format!("PUT /log HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n{}", "x".repeat(9000));
+    let huge = format!(
+        "PUT /log HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 9000\r\n\r\n{}",
+        "x".repeat(9000)
+    );
     assert!(desk.admin(&huge).await.starts_with("HTTP/1.1 400"));
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&desk.ca.admin).unwrap());
     assert_eq!(mode & 0o777, 0o600);
@@ -293,14 +311,14 @@ async fn shutdown_ends_streams_and_a_restart_keeps_the_root() {
     status.wait_for(|status| !status.following).await.unwrap();
     assert!(!admin.exists());
     client.abort();
-    let again = start(config(&dir, &[]), system_clock(), LogControl::none()).await.unwrap();
+    let again = start(config(&dir, &[]), system_clock(), Log::none()).await.unwrap();
     assert_eq!(std::fs::read(&again.bundle).unwrap(), root);
 }
 
 #[tokio::test]
 async fn what_cannot_start_says_why_and_leaves_no_root() {
     let dir = private_dir();
-    let failed = |config: Config| async { start(config, system_clock(), LogControl::none()).await.err().unwrap() };
+    let failed = |config: Config| async { start(config, system_clock(), Log::none()).await.err().unwrap() };
     let error = failed(config(&dir, &[])).await;
     assert!(matches!(&error, StartError::Jwks(_)), "{error}");
     assert!(!dir.path().join("state").exists(), "nothing was made");
@@ -313,5 +331,5 @@ async fn what_cannot_start_says_why_and_leaves_no_root() {
     let error = failed(elsewhere).await;
     assert!(matches!(&error, StartError::Bind { flag: "--listen", .. }), "{error}");
     let error = failed(config(&dir, &["--admin-socket", dir.path().join("jwks").to_str().unwrap()])).await;
-    assert!(matches!(&error, StartError::Admin(AdminError::Taken(_))), "{error}");
+    assert!(matches!(&error, StartError::Admin(SocketError::NotASocket(_))), "{error}");
 }

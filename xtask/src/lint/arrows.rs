@@ -34,7 +34,11 @@ const ROOMS: &[Room] = &[
         ours: &["identity", "policy", "api", "admin", "credentials"],
         never: &["rcgen", "kube", "k8s-openapi"],
     },
-    Room { package: "countersign-ca", ours: &["identity", "api", "admin", "credentials"], never: &["rustls", "tokio-rustls"] },
+    Room {
+        package: "countersign-ca",
+        ours: &["identity", "api", "admin", "credentials"],
+        never: &["rustls", "tokio-rustls"],
+    },
     Room {
         package: "countersign-controller",
         ours: &["identity", "policy", "api", "admin", "credentials"],
