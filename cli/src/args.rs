@@ -25,6 +25,8 @@ pub struct Args {
 pub enum Command {
     /// Runs a whole mesh on this machine, shows each claim and checks it
     Demo(DemoArgs),
+    /// Puts a load on a service and tells its latency
+    Bench(crate::bench::BenchArgs),
     /// Asks running processes how they are
     Status(StatusArgs),
     /// Looks at certificates

@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod args;
+mod bench;
 mod demo;
 mod identity;
 mod output;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<Verdict> {
     match &args.command {
         Command::Demo(demo) => demo::run(demo, args.output),
+        Command::Bench(bench) => bench::run(bench, args.output),
         Command::Status(status) => status::run(status, args.output),
         Command::Identity(identity) => identity::run(identity, args.output),
         Command::Policy(policy) => policy::run(policy, args.output),

@@ -3,6 +3,7 @@
 //! Called by people and by `.ci/run`. Each command sets up what it needs by itself, names what it could not do, and
 //! never reports as passed what did not run.
 
+mod bench;
 mod cargo;
 mod demo;
 mod lint;
@@ -17,6 +18,8 @@ const HELP: &str = "\
 cargo xtask demo [ARGS]          build the release binaries and run the demo (--keep leaves it running)
 cargo xtask test [FILTER]        everything CI runs; FILTER names a step, a package or part of a test's name
 cargo xtask test --list [FILTER] the steps and every test, without running them
+cargo xtask bench mesh           measure side by side with the peers, write docs/performance.md (--rounds N, --short,
+                                 --growth, --only PEER,..)
 cargo xtask lint                 the checks of the house alone: who imports whom, file heads, crates, licences
 cargo xtask setup                install the system programs that tests and demo use, no more
 ";
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
     let command = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
     let done = match command.as_str() {
+        "bench" => bench::run(&rest),
         "demo" => demo::run(&rest),
         "test" => test::run(&rest),
         "lint" => lint::run(),

@@ -13,46 +13,62 @@ pub struct Program {
     package: &'static str,
     /// What goes missing without it.
     pub used_for: &'static str,
-    demo: bool,
+    who: &'static [For],
 }
 
-const fn program(look_for: &'static str, package: &'static str, used_for: &'static str, demo: bool) -> Program {
-    Program { look_for, package, used_for, demo }
+const fn program(
+    look_for: &'static str,
+    package: &'static str,
+    used_for: &'static str,
+    who: &'static [For],
+) -> Program {
+    Program { look_for, package, used_for, who }
 }
 
-/// Every program, once. `true`: the demo needs it too.
+const ALL: &[For] = &[For::Demo, For::Test, For::Bench];
+const TESTS: &[For] = &[For::Test];
+const PEERS: &[For] = &[For::Test, For::Bench];
+const BENCHES: &[For] = &[For::Bench];
+
+/// Every program, once, and who needs it.
 pub const PROGRAMS: &[Program] = &[
-    program("make", "make", "building jemalloc, the sidecar's allocator", true),
-    program("ip", "iproute2", "virtual pods: namespaces, links, addresses", true),
-    program("nsenter", "util-linux", "running a command inside a virtual pod", true),
-    program("curl", "curl", "the unmodified HTTP client", true),
-    program("nginx", "nginx", "the unmodified HTTP server", true),
-    program("nft", "nftables", "the tests' judge of the redirect rules", false),
-    program("openssl", "openssl", "a foreign judge of certificates; an app with its own TLS", false),
-    program("redis-server", "redis-server", "a pipelined protocol", false),
-    program("redis-benchmark", "redis-tools", "a pipelined protocol", false),
-    program("mariadbd", "mariadb-server-core", "a protocol in which the server speaks first", false),
-    program("mariadb", "mariadb-client-core", "a protocol in which the server speaks first", false),
-    program("/usr/lib/postgresql/*/bin/postgres", "postgresql", "a database with its own handshake", false),
-    program("psql", "postgresql-client", "a database with its own handshake", false),
-    program("/usr/bin/python3", "python3", "servers and clients of gRPC, WebSocket and SMTP", false),
-    program("/usr/lib/python3/dist-packages/grpc", "python3-grpcio", "a gRPC pair", false),
-    program("/usr/lib/python3/dist-packages/websockets", "python3-websockets", "a WebSocket", false),
+    program("make", "make", "building jemalloc, the sidecar's allocator", ALL),
+    program("ip", "iproute2", "virtual pods: namespaces, links, addresses", ALL),
+    program("nsenter", "util-linux", "running a command inside a virtual pod", ALL),
+    program("curl", "curl", "the unmodified HTTP client", ALL),
+    program("nginx", "nginx", "the unmodified HTTP server", ALL),
+    program("nft", "nftables", "the tests' judge of the redirect rules", TESTS),
+    program("openssl", "openssl", "a foreign judge of certificates; an app with its own TLS", TESTS),
+    program("redis-server", "redis-server", "a pipelined protocol", TESTS),
+    program("redis-benchmark", "redis-tools", "a pipelined protocol", TESTS),
+    program("mariadbd", "mariadb-server-core", "a protocol in which the server speaks first", TESTS),
+    program("mariadb", "mariadb-client-core", "a protocol in which the server speaks first", TESTS),
+    program("/usr/lib/postgresql/*/bin/postgres", "postgresql", "a database with its own handshake", TESTS),
+    program("psql", "postgresql-client", "a database with its own handshake", TESTS),
+    program("/usr/bin/python3", "python3", "servers and clients of gRPC, WebSocket and SMTP", TESTS),
+    program("/usr/lib/python3/dist-packages/grpc", "python3-grpcio", "a gRPC pair", TESTS),
+    program("/usr/lib/python3/dist-packages/websockets", "python3-websockets", "a WebSocket", TESTS),
     program(
         "/usr/lib/python3/dist-packages/aiosmtpd",
         "python3-aiosmtpd",
         "a protocol in which the server speaks first",
-        false,
+        TESTS,
     ),
+    program("haproxy", "haproxy", "the bench: the plain relay, and a peer", PEERS),
+    program("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream", "the bench: a peer", PEERS),
+    program("wrk", "wrk", "the bench: a second opinion of our load generator", BENCHES),
+    program("strace", "strace", "the bench: system calls a request", BENCHES),
 ];
 
-/// Who asks: the demo needs fewer programs than the tests.
+/// Who asks: each needs other programs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum For {
     /// `cargo xtask demo`.
     Demo,
     /// `cargo xtask test`.
     Test,
+    /// `cargo xtask bench`.
+    Bench,
 }
 
 /// Finds a program by its name or pattern.
@@ -73,7 +89,7 @@ pub fn find(look_for: &str) -> Option<PathBuf> {
 
 /// What is missing of what `who` needs.
 pub fn missing(who: For) -> Vec<&'static Program> {
-    let wanted = |program: &&Program| who == For::Test || program.demo;
+    let wanted = |program: &&Program| program.who.contains(&who);
     PROGRAMS.iter().filter(wanted).filter(|program| find(program.look_for).is_none()).collect()
 }
 
@@ -103,7 +119,8 @@ pub fn ensure(who: For) -> Vec<&'static Program> {
 /// `cargo xtask setup`: exit code 0 when nothing is missing.
 pub fn setup() -> u8 {
     let still = ensure(For::Test);
-    println!("{} of {} programs are there", PROGRAMS.len() - still.len(), PROGRAMS.len());
+    let wanted = PROGRAMS.iter().filter(|program| program.who.contains(&For::Test)).count();
+    println!("{} of {wanted} programs are there", wanted - still.len());
     u8::from(!still.is_empty())
 }
 

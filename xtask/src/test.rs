@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use self::suites::{NAMESPACE_LIMIT, UNIT_LIMIT, names, test_command};
 use crate::programs::{self, For};
 use crate::report::{Report, Tally};
-use crate::{cargo, lint};
+use crate::{bench, cargo, lint};
 
 /// Steps that a filter may name.
 const STEPS: &[(&str, &str)] = &[
@@ -142,6 +142,9 @@ impl Run {
         self.suites("unit", ordinary, UNIT_LIMIT, false);
         if self.wants("doc") {
             self.doc();
+        }
+        if self.wants("e2e") || self.test_filter().is_some_and(|filter| "countersign-benches".contains(filter)) {
+            bench::envoy(&cargo::target_dir()?.join("bench-peers"));
         }
         self.suites("e2e", namespace, NAMESPACE_LIMIT, true);
         if self.wants("demo") {

@@ -209,6 +209,11 @@ impl Running {
         let _ = nix::sys::signal::kill(Pid::from_raw(i32::try_from(self.pid()).unwrap_or(i32::MAX)), signal);
     }
 
+    /// Ctrl-C, to the program alone: a tracer that ends so prints what it counted.
+    pub fn interrupt(&self) {
+        self.signal_leader(Signal::SIGINT);
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

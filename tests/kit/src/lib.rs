@@ -11,6 +11,7 @@ mod flow;
 pub mod hostile;
 pub mod load;
 pub mod mesh;
+pub mod nameless;
 mod namespace;
 mod net;
 pub mod packet;

@@ -16,8 +16,8 @@ use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 
 pub use bulk::{Bulk, Direction, Moved};
-pub use engine::{Pace, Plan};
-pub use idle::Idle;
+pub use engine::{Opened, Pace, Plan};
+pub use idle::{Idle, raise_open_files};
 
 /// No request waits longer than this for its response.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);

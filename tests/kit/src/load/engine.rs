@@ -78,12 +78,20 @@ impl Plan {
     /// # Errors
     /// If a connection cannot be opened or its first request fails; failures later are counted.
     pub fn run(&self, watch: &mut dyn FnMut(&Measured) -> bool) -> Result<Measured> {
+        self.open()?.run(watch)
+    }
+
+    /// Opens every kept connection, a request each.
+    ///
+    /// # Errors
+    /// If a connection cannot be opened or its first request fails.
+    pub fn open(&self) -> Result<Opened<'_>> {
         ensure!(self.pace != Pace::Rate(0) && self.connections > 0, "a load without requests");
         let mut engine = Engine::new(self)?;
         if !self.fresh {
             engine.open_all().with_context(|| format!("the first request to {}", self.target))?;
         }
-        engine.run(watch)
+        Ok(Opened(engine))
     }
 
     /// When request `number` is meant to leave, after the start.
@@ -92,6 +100,19 @@ impl Plan {
             Pace::Rate(rate) => Duration::from_nanos(number.saturating_mul(1_000_000_000) / u64::from(rate)),
             Pace::Closed => Duration::ZERO,
         }
+    }
+}
+
+/// A load whose connections are open: what is measured from here on is the load alone.
+pub struct Opened<'a>(Engine<'a>);
+
+impl Opened<'_> {
+    /// Runs the plan, as [`Plan::run`].
+    ///
+    /// # Errors
+    /// If the system refuses to wait.
+    pub fn run(self, watch: &mut dyn FnMut(&Measured) -> bool) -> Result<Measured> {
+        self.0.run(watch)
     }
 }
 

@@ -6,9 +6,19 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::REQUEST_LIMIT;
 use super::http::{Response, request};
+
+/// Lets this process, and those that it starts, open as many files as the system allows without asking.
+///
+/// # Errors
+/// If the system refuses.
+pub fn raise_open_files() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("the limit of open files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raising the limit of open files")
+}
 
 /// Held connections; closed when dropped.
 pub struct Idle {

@@ -1,0 +1,130 @@
+//! Countersign itself, as in a pod: CA and controller, a sidecar in each of two pods, traffic redirected to them, an identity rule.
+//!
+//! Its pods are its own, as redirection concerns a whole pod; link and application are like the stage's.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use countersign_api::names;
+use countersign_kit::mesh::{Mesh, MeshPod, MeshPodSpec, Settings as MeshSettings, binary};
+use countersign_kit::{Namespace, Net};
+
+use super::{Guarded, Peer, Place, Up, first_line};
+use crate::stage::{APP, Stage, start_app, tune};
+
+const BINARIES: [&str; 3] = ["countersign-proxy", "countersign-ca", "countersign-controller"];
+
+/// What may differ in the growth runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Worker threads of each sidecar.
+    pub threads: usize,
+    /// Rules that bind the server besides the one that lets the client in.
+    pub more_rules: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { threads: 1, more_rules: 0 }
+    }
+}
+
+/// Ours.
+#[derive(Default)]
+pub struct Countersign {
+    /// See [`Settings`].
+    pub settings: Settings,
+}
+
+struct Pods {
+    _app: countersign_kit::Running,
+    _backend: MeshPod,
+    _mesh: Mesh,
+}
+
+/// A pod, by its namespace.
+struct Own(MeshPod);
+
+impl std::ops::Deref for Own {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.0
+    }
+}
+
+impl Peer for Countersign {
+    fn name(&self) -> &'static str {
+        "countersign"
+    }
+
+    fn about(&self) -> &'static str {
+        "Countersign, identity rules, interception"
+    }
+
+    fn claims_mtls(&self) -> bool {
+        true
+    }
+
+    fn lacks(&self) -> Option<String> {
+        BINARIES.iter().find_map(|name| binary(name).err()).map(|error| format!("{error:#}"))
+    }
+
+    fn version(&self) -> String {
+        first_line(self.binary(), "--version")
+    }
+
+    fn binary(&self) -> Option<PathBuf> {
+        binary(BINARIES[0]).ok()
+    }
+
+    fn start<'a>(&self, stage: &'a Stage) -> Result<Up<'a>> {
+        let threads = self.settings.threads.to_string();
+        let proxy_args = ["--access-log", "off", "--worker-threads", &threads].map(str::to_owned).to_vec();
+        let mesh = Mesh::start(Net::new(stage.inside())?, MeshSettings { proxy_args, ..MeshSettings::default() })?;
+        mesh.object("rules.yaml", &rules(self.settings.more_rules))?;
+        let frontend = mesh.pod(MeshPodSpec::new("frontend", "frontend", 51))?;
+        let backend = mesh.pod(MeshPodSpec::new("backend", "backend", 52))?;
+        let stranger = mesh.pod(MeshPodSpec::new("stranger", "stranger", 53).unmeshed())?;
+        tune(&frontend)?;
+        tune(&backend)?;
+        let app = start_app(&backend)?;
+        mesh.settle(&[&frontend, &backend])?;
+        let target = SocketAddr::new(backend.v4().into(), APP);
+        let pid = |pod: &MeshPod| pod.with_sidecar(|sidecar| Ok(sidecar.pid()));
+        // OPEN, with nothing in it.
+        let from = Place::Own(Box::new(Own(stranger)));
+        let guarded = Guarded { from, address: target, alpn: vec![names::ALPN.to_vec()], question: vec![1, 0, 0, 0] };
+        let up = Up {
+            target,
+            client: vec![pid(&frontend)?],
+            server: vec![pid(&backend)?],
+            guarded: Some(guarded),
+            place: Place::Own(Box::new(Own(frontend))),
+            keep: Box::new(Pods { _app: app, _backend: backend, _mesh: mesh }),
+        };
+        up.ready()?;
+        Ok(up)
+    }
+}
+
+/// Strict, and one Allow; more of them name accounts that nobody has.
+fn rules(more: usize) -> String {
+    let mut text =
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {countersign.dev/mtls: Strict}}\n".to_owned();
+    let _ = write!(text, "{}", rule("frontend-to-backend", "frontend"));
+    for number in 0..more {
+        let _ = write!(text, "{}", rule(&format!("other-{number}"), &format!("nobody-{number}")));
+    }
+    text
+}
+
+fn rule(name: &str, account: &str) -> String {
+    format!(
+        "---\napiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: {name}, namespace: shop}}\nspec:\n  selector: {{matchLabels: {{app: backend}}}}\n  action: Allow\n  rules:\n  \
+         - from: [{{serviceAccounts: [{{namespace: shop, name: {account}}}]}}]\n    to: [{{ports: [{APP}]}}]\n"
+    )
+}

@@ -1,0 +1,80 @@
+//! The harness in its short form, for correctness alone: every peer that is installed runs, is held to its claim, and answers every
+//! request of every workload. No timing is asserted.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::process::ExitCode;
+use std::sync::{Mutex, OnceLock};
+
+use countersign_benches::collect::Results;
+use countersign_benches::run::{Options, measure};
+use countersign_benches::work::Work;
+use countersign_benches::{peers, report};
+use countersign_kit::Inside;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+static RESULTS: OnceLock<Result<Results, String>> = OnceLock::new();
+static INSIDE: Mutex<Option<Inside>> = Mutex::new(None);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if !arguments.list {
+        match countersign_kit::enter() {
+            Ok(inside) => *INSIDE.lock().unwrap() = Some(inside),
+            Err(error) => {
+                eprintln!("the harness cannot run here: {error}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    let mut trials: Vec<Trial> = peers::all()
+        .iter()
+        .map(|peer| peer.name())
+        .map(|name| Trial::test(format!("{}_carries_every_workload", name.replace('-', "_")), move || carries(name)))
+        .collect();
+    trials.push(Trial::test("the_report_names_every_peer", reported));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn results() -> Result<&'static Results, Failed> {
+    let results = RESULTS.get_or_init(|| {
+        let inside = INSIDE.lock().unwrap().ok_or("not inside")?;
+        measure(inside, &Options { rounds: 1, short: true, ..Options::default() }).map_err(|error| format!("{error:#}"))
+    });
+    results.as_ref().map_err(|error| Failed::from(error.clone()))
+}
+
+fn carries(name: &str) -> Result<(), Failed> {
+    let peer = results()?.peers.iter().find(|peer| peer.name == name).ok_or("it is not in the results")?;
+    match &peer.not_run {
+        Some(reason) if reason.starts_with("failed") => return Err(reason.into()),
+        Some(reason) => {
+            println!("NOT RUN: {name}: {reason}");
+            return Ok(());
+        }
+        None => {}
+    }
+    for work in Work::ALL {
+        let figure = if matches!(work, Work::Bulk(..)) { "gb_per_s" } else { "per_s" };
+        let value = peer.median(&format!("{}.{figure}", work.key()));
+        assert!(value.is_some_and(|value| value > 0.0), "{}: {value:?}", work.key());
+    }
+    assert_eq!(peer.refused.is_some(), peer.claims_mtls);
+    if name != "direct" {
+        // Both sides were found and looked at.
+        assert!(peer.median("full.cpu").is_some_and(|cpu| cpu > 0.0));
+        assert!(peer.idle.is_some_and(|idle| idle.client.pss > 0 && idle.server.pss > 0));
+        assert_eq!(peer.held.len(), 2);
+    }
+    // Too few samples for a 99.9th percentile, so there is none.
+    assert_eq!(peer.p999_ms, None);
+    Ok(())
+}
+
+fn reported() -> Result<(), Failed> {
+    let text = report::text(results()?);
+    for peer in peers::all() {
+        assert!(text.contains(peer.about()), "{}", peer.name());
+    }
+    Ok(())
+}

