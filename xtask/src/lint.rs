@@ -4,8 +4,10 @@
 //! file and the rule.
 
 mod arrows;
+mod cited;
 mod crates;
 mod sources;
+mod words;
 
 use anyhow::Result;
 
@@ -38,6 +40,8 @@ pub fn check() -> Result<Found> {
     arrows::check(&metadata, &mut found);
     crates::check(&metadata, &mut found);
     sources::check(&root, &mut found)?;
+    words::check(&root, &mut found)?;
+    cited::check(&root, &mut found)?;
     ci(&root, &mut found);
     Ok(found)
 }

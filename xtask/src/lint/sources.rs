@@ -54,7 +54,8 @@ pub fn check(root: &Path, found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// All Rust files below a folder.
+pub(super) fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?.flatten() {
         let (path, name) = (entry.path(), entry.file_name());
         let hidden = name.to_string_lossy().starts_with('.');
@@ -95,7 +96,7 @@ fn is_split_off(path: &str) -> bool {
 
 /// Files that are built for tests only, by their names. (In others tests stand last, so what follows the first
 /// `#[cfg(test)]` is test code.)
-fn is_test_file(path: &str) -> bool {
+pub(super) fn is_test_file(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     name == "testing.rs" || name.ends_with("tests.rs") || path.contains("/tests/") || path.starts_with("tests/")
 }
