@@ -1,9 +1,13 @@
-//! What the controller shows of itself: ready or not, status, a dump. Asked by `health`, `admin` and whoever waits for ready.
+//! What the controller shows of itself: ready or not, status, a dump. Asked through `countersign_admin`, and by whoever waits for ready.
 //! A secret never leaves: there is none here but our own key, which nothing here reads.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use countersign_admin::health::{self, Check, Health};
+use countersign_admin::{Log, Routes, http, log};
 use countersign_credentials::{SharedClock, Status as CaStatus, Watch};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -12,7 +16,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::Index;
-use crate::logs::LogControl;
 use crate::metrics::{Facts, Metrics};
 use crate::server::{Record, Registry};
 use crate::source::Snapshot;
@@ -34,62 +37,23 @@ pub struct Inside {
     /// The configuration in force.
     pub config: Value,
     /// The logs' filter.
-    pub log: LogControl,
+    pub log: Log,
     /// Cancelled when this process ends.
     pub shutdown: CancellationToken,
 }
 
-impl Inside {
-    /// Ready: our SVID is good, the mesh is known, and rules may be sent.
-    ///
-    /// # Errors
-    /// Why not, for people.
-    pub fn ready(&self) -> Result<(), String> {
-        if self.shutdown.is_cancelled() {
-            return Err("shutting down".to_owned());
-        }
-        match &*self.credentials.borrow() {
-            None => return Err(self.no_svid()),
-            Some(credentials) if credentials.expired() => return Err("our own SVID has expired".to_owned()),
-            Some(_) => {}
-        }
-        let snapshot = self.snapshot();
-        if snapshot.serves_rules() {
-            return Ok(());
-        }
-        let problems: Vec<String> = snapshot.problems.iter().take(10).map(ToString::to_string).collect();
-        match (snapshot.change, &snapshot.index) {
-            (0, _) => Err("the source is not read yet".to_owned()),
-            (_, None) => Err(format!("the mesh is not known: {}", problems.join("; "))),
-            (_, Some(_)) => Err(format!("rules are withheld until each file was good once: {}", problems.join("; "))),
-        }
+impl Health for Inside {
+    /// Our SVID is good, the mesh is known, and rules may be sent; and we were not told to end.
+    fn checks(&self) -> Vec<Check> {
+        let drain = self.shutdown.is_cancelled().then_some("shutting down");
+        vec![
+            Check::new("drain", drain),
+            Check::new("credentials", self.no_svid()),
+            Check::new("rules", no_rules(&self.snapshot())),
+        ]
     }
 
-    fn no_svid(&self) -> String {
-        match &self.ca.borrow().last_error {
-            Some(error) => format!("no SVID of our own yet: {}", error.text),
-            None => "no SVID of our own yet".to_owned(),
-        }
-    }
-
-    /// The logs' filter.
-    pub fn log_filter(&self) -> String {
-        self.log.filter()
-    }
-
-    /// Changes the logs' filter.
-    ///
-    /// # Errors
-    /// The text is no filter.
-    pub fn set_log_filter(&self, filter: &str) -> Result<(), String> {
-        self.log.set(filter)
-    }
-
-    /// OpenMetrics text.
-    ///
-    /// # Errors
-    /// It cannot be written; never seen.
-    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+    fn metrics(&self) -> Result<String, fmt::Error> {
         let (records, now) = (self.registry.records(), Instant::now());
         let ca = self.ca.borrow().clone();
         self.metrics.render(&Facts {
@@ -99,6 +63,35 @@ impl Inside {
             own_end: ca.expires_at.map_or(0, |end| end.as_secs()),
             renewals: (ca.renewals, ca.failures),
         })
+    }
+}
+
+impl Inside {
+    /// Whether proxies can be served.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub fn ready(&self) -> Result<(), Cow<'static, str>> {
+        health::ready(&self.checks())
+    }
+
+    /// What the admin socket answers.
+    pub fn routes(self: &Arc<Self>) -> Routes {
+        let (status, dump) = (Arc::clone(self), Arc::clone(self));
+        Routes::new(self.log.clone(), log::as_line)
+            .get("/status", move || http::json(&status.status()))
+            .get("/config_dump", move || http::json(&dump.dump()))
+    }
+
+    fn no_svid(&self) -> Option<Cow<'static, str>> {
+        match &*self.credentials.borrow() {
+            Some(credentials) if credentials.expired() => Some("our own SVID has expired".into()),
+            Some(_) => None,
+            None => Some(match &self.ca.borrow().last_error {
+                Some(error) => format!("no SVID of our own yet: {}", error.text).into(),
+                None => "no SVID of our own yet".into(),
+            }),
+        }
     }
 
     /// What `countersign status` shows.
@@ -143,6 +136,18 @@ impl Inside {
     fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshots.borrow())
     }
+}
+
+fn no_rules(snapshot: &Snapshot) -> Option<Cow<'static, str>> {
+    if snapshot.serves_rules() {
+        return None;
+    }
+    let problems: Vec<String> = snapshot.problems.iter().take(10).map(ToString::to_string).collect();
+    Some(match (snapshot.change, &snapshot.index) {
+        (0, _) => "the source is not read yet".into(),
+        (_, None) => format!("the mesh is not known: {}", problems.join("; ")).into(),
+        (_, Some(_)) => format!("rules are withheld until each file was good once: {}", problems.join("; ")).into(),
+    })
 }
 
 fn source(snapshot: &Snapshot) -> Value {

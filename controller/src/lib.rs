@@ -27,16 +27,11 @@ pub mod rules;
 pub mod server;
 
 // What the controller shows of itself.
-pub mod admin;
-pub mod health;
 pub mod inside;
-pub mod logs;
 pub mod metrics;
 
 // What the rooms above share.
 mod digest;
-pub mod files;
-pub mod http;
 
 #[cfg(test)]
 mod testing;

@@ -4,9 +4,15 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use countersign_admin::Log;
+use countersign_admin::log::DEFAULT_FILTER;
 use countersign_controller::config::{Args, Config};
-use countersign_controller::{files, logs, run};
+use countersign_controller::run;
+use countersign_credentials::{IncomingLimits, raise_open_files, system_clock};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Files that are open beside connections: listeners, logs, the source's watches.
+const SPARE: usize = 64;
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -22,12 +28,12 @@ fn main() -> ExitCode {
 /// 0: ended in order. 1: the drain deadline or a second signal forced it. 2: it could not start, or failed.
 async fn serve() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
-    let log = logs::init(args.log.as_deref()).map_err(anyhow::Error::msg)?;
+    let log = Log::start(args.log.as_deref().unwrap_or(DEFAULT_FILTER)).context("--log")?;
     let config = Config::check(args)?;
-    files::raise_limit();
+    raise_open_files(IncomingLimits::default().connections + SPARE);
     let drain = config.drain;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut running = run::start(config, countersign_credentials::system_clock(), log).await?;
+    let mut running = run::start(config, system_clock(), log).await?;
     let announced = running.ready();
     let unannounced = async {
         match announced.await {

@@ -14,14 +14,17 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::source::Snapshot;
 
-/// Content type of [`Metrics::render`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Bad files that are named; all are counted.
 const MAX_FILES: usize = 100;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Word {
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -68,6 +71,7 @@ pub struct Metrics {
     streams: Gauge,
     lagging: Gauge,
     ended: Family<Word, Counter>,
+    refused: Family<Reason, Counter>,
     shed: Counter,
     answers: Family<Answered, Counter>,
     unfollowed: Counter,
@@ -92,6 +96,7 @@ impl Metrics {
             streams: Gauge::default(),
             lagging: Gauge::default(),
             ended: Family::default(),
+            refused: Family::default(),
             shed: Counter::default(),
             answers: Family::default(),
             unfollowed: Counter::default(),
@@ -120,6 +125,9 @@ impl Metrics {
         let help = "Connected proxies that have not confirmed the rules sent last";
         registry.register("streams_lagging", help, self.lagging.clone());
         registry.register("streams_ended", "Streams that ended or were refused, by reason", self.ended.clone());
+        let help =
+            "Connections closed before they were one, by the bound that was reached or why the TLS handshake failed";
+        registry.register("connections_refused", help, self.refused.clone());
         let help = "Connections closed because their source had enough";
         registry.register("connections_shed", help, self.shed.clone());
         let help = "Answers sent, by what they say and whether they were asked for or changed";
@@ -136,6 +144,11 @@ impl Metrics {
         registry.register("identity_cert_refreshes", help, self.renewals.clone());
         let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that runs", version);
+    }
+
+    /// A connection was closed before it was one. `reason`: a bounded word.
+    pub fn connection_refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Reason { reason }).inc();
     }
 
     /// A connection was closed because its source had enough.

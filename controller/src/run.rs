@@ -1,12 +1,14 @@
 //! The start, in order: ports; then the source, our own SVID and the gRPC server side by side; then ready. And the end.
 //! Called by `main`, and by tests that run the controller inside their own process.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_admin::{Log, SocketError, health};
 use countersign_credentials::{ClientAuth, IncomingLimits, SharedClock, Started, incoming};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -14,11 +16,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, AdminError};
 use crate::config::Config;
-use crate::health;
 use crate::inside::Inside;
-use crate::logs::LogControl;
 use crate::metrics::Metrics;
 use crate::server::{self, Registry, Shared};
 use crate::source::dir::{self, Dir};
@@ -31,8 +30,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum StartError {
-    #[error(transparent)]
-    Admin(#[from] AdminError),
+    #[error("admin socket {0}")]
+    Admin(#[from] SocketError),
     #[error("cannot listen on {address} ({flag}): {source}")]
     Bind { flag: &'static str, address: SocketAddr, source: io::Error },
     #[error("--ready-file {path}: {source}")]
@@ -59,10 +58,10 @@ pub struct Running {
 ///
 /// # Errors
 /// A port or the admin socket cannot be bound.
-pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Result<Running, StartError> {
+pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Running, StartError> {
     let (grpc, listen) = tcp("--listen", config.listen).await?;
     let (probes, health) = tcp("--health-listen", config.health_listen).await?;
-    let admin = admin::bind(&config.admin_socket)?;
+    let admin = countersign_admin::bind(&config.admin_socket)?;
 
     let (publish, snapshots) = watch::channel(Arc::new(Snapshot::nothing()));
     let source = dir::run(Dir::new(config.directory.clone(), Limits::default(), config.trust_domain.clone()), publish);
@@ -86,7 +85,9 @@ pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Resul
         refusals: Arc::default(),
         shutdown: inside.shutdown.clone(),
     };
-    let connections = incoming(grpc, credentials, ClientAuth::Required, IncomingLimits::default(), |_| ());
+    let connections = incoming(grpc, credentials, ClientAuth::Required, IncomingLimits::default(), counter(&inside));
+    let probes = health::serve(probes, Arc::clone(&inside), counter(&inside));
+    let admin = countersign_admin::serve(admin, inside.routes(), counter(&inside));
     Ok(Running {
         listen,
         health,
@@ -95,13 +96,14 @@ pub async fn start(config: Config, clock: SharedClock, log: LogControl) -> Resul
         shutdown: inside.shutdown.clone(),
         grpc: tokio::spawn(async move { format!("{:?}", server::serve(shared, connections).await) }),
         source: tokio::spawn(async move { format!("{:?}", source.await) }),
-        others: vec![
-            tokio::spawn(task),
-            tokio::spawn(health::serve(probes, Arc::clone(&inside))),
-            tokio::spawn(admin::serve(admin, Arc::clone(&inside))),
-        ],
+        others: vec![tokio::spawn(task), tokio::spawn(probes), tokio::spawn(admin)],
         inside,
     })
+}
+
+fn counter(inside: &Arc<Inside>) -> impl Fn(&'static str) + Send + Sync + use<> {
+    let metrics = Arc::clone(&inside.metrics);
+    move |reason| metrics.connection_refused(reason)
 }
 
 async fn tcp(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
@@ -129,7 +131,11 @@ impl Running {
     pub async fn shutdown(mut self, limit: Duration) -> bool {
         self.shutdown.cancel();
         let ended = tokio::time::timeout(limit, &mut self.grpc).await.is_ok();
-        let _ = std::fs::remove_file(&self.admin);
+        for task in std::mem::take(&mut self.others) {
+            task.abort();
+            // Cancelled: that is how it ends. Once all are gone so is the admin socket's file.
+            let _ = task.await;
+        }
         if let Some(file) = &self.ready_file {
             let _ = std::fs::remove_file(file);
         }
@@ -160,10 +166,10 @@ impl Drop for Running {
 
 async fn until_ready(inside: &Inside) {
     let (mut snapshots, mut credentials) = (inside.snapshots.clone(), inside.credentials.clone());
-    let mut told = String::new();
+    let mut told = Cow::default();
     while let Err(why) = inside.ready() {
         if why != told {
-            tracing::info!(why, "not ready yet");
+            tracing::info!(why = &*why, "not ready yet");
             told = why;
         }
         tokio::select! {

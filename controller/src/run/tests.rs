@@ -130,7 +130,7 @@ impl Whole {
             drain: Duration::from_secs(5),
             log: None,
         };
-        let running = start(Config::check(args).unwrap(), system_clock(), LogControl::none()).await.unwrap();
+        let running = start(Config::check(args).unwrap(), system_clock(), Log::none()).await.unwrap();
         Whole { temp, ca, running }
     }
 
@@ -179,7 +179,8 @@ impl Whole {
 
 async fn http(mut io: impl AsyncRead + AsyncWrite + Unpin, method: &str, path: &str, body: &str) -> (u16, String) {
     let length = body.len();
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
     io.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     io.read_to_string(&mut answer).await.unwrap();
@@ -303,6 +304,10 @@ async fn a_strangers_certificate_gets_no_stream() {
     };
     assert!(refused);
     assert!(whole.running.inside.registry.is_empty());
+    let counted = "countersign_controller_connections_refused_total{reason=";
+    while !whole.health("/metrics").await.1.contains(counted) {
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn stranger_connects(

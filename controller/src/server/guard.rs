@@ -3,16 +3,14 @@
 //! Between `countersign_credentials::incoming` (TLS, identity, the bounds of strangers) and the gRPC server. A member of the
 //! mesh must not be able to take all connections by opening them and saying nothing.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use countersign_credentials::{Connection, Incoming, PeerInfo};
+use countersign_credentials::{Connection, Incoming, PeerInfo, Place, Places};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::{Stream, StreamExt as _};
@@ -28,14 +26,14 @@ const IDLE: Duration = Duration::from_secs(10);
 
 /// Connections, bounded. The shed ones are closed and counted.
 pub fn guard(incoming: Incoming, metrics: Arc<Metrics>) -> impl Stream<Item = io::Result<Guarded<Connection>>> {
-    let sources = Sources::default();
+    let places = Places::for_each_address(PER_SOURCE);
     incoming.filter_map(move |accepted| {
         let connection = match accepted {
             Ok(connection) => connection,
             Err(error) => return Some(Err(error)),
         };
         let peer = connection.connect_info();
-        let Some(place) = sources.take(peer.address.ip().to_canonical()) else {
+        let Ok(place) = places.take(peer.address.ip()) else {
             debug!(address = %peer.address, "connection shed: its source has enough");
             metrics.connection_shed();
             return None;
@@ -91,7 +89,7 @@ impl<IO> Guarded<IO> {
     /// A connection that some test made.
     #[cfg(test)]
     pub fn for_test(io: IO, caller: Caller) -> Self {
-        let place = Place { sources: Sources::default(), source: caller.peer.address.ip() };
+        let place = Places::for_each_address(1).take(caller.peer.address.ip()).unwrap();
         Self::new(io, caller, place)
     }
 
@@ -102,37 +100,6 @@ impl<IO> Guarded<IO> {
                 return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "a connection without a stream"));
             }
             self.idle.as_mut().reset(Instant::now() + IDLE);
-        }
-    }
-}
-
-#[derive(Debug, Clone, Default)]
-struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-#[derive(Debug)]
-struct Place {
-    sources: Sources,
-    source: IpAddr,
-}
-
-impl Sources {
-    fn take(&self, source: IpAddr) -> Option<Place> {
-        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = sources.entry(source).or_insert(0);
-        if *held >= PER_SOURCE {
-            return None;
-        }
-        *held += 1;
-        Some(Place { sources: self.clone(), source })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut sources = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match sources.get_mut(&self.source) {
-            Some(held) if *held > 1 => *held -= 1,
-            _ => drop(sources.remove(&self.source)),
         }
     }
 }
@@ -187,23 +154,11 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn one_source_holds_a_few_places_and_gives_them_back() {
-        let sources = Sources::default();
-        let one: Vec<_> = (0..PER_SOURCE).map(|_| sources.take([10, 0, 0, 1].into()).unwrap()).collect();
-        assert!(sources.take([10, 0, 0, 1].into()).is_none());
-        assert!(sources.take([10, 0, 0, 2].into()).is_some());
-        drop(one);
-        assert!(sources.take([10, 0, 0, 1].into()).is_some());
-        assert!(sources.0.lock().unwrap().is_empty(), "nothing is kept of who has gone");
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_connection_lives_while_it_has_a_stream_and_not_much_longer() {
         let (_far, near) = tokio::io::duplex(64);
         let caller = Caller::new(PeerInfo { id: None, address: ([10, 0, 0, 1], 1).into() });
-        let place = Sources::default().take([10, 0, 0, 1].into()).unwrap();
-        let mut guarded = Guarded::new(near, caller.clone(), place);
+        let mut guarded = Guarded::for_test(near, caller.clone());
         let busy = caller.busy();
         let mut byte = [0];
         let read = tokio::time::timeout(10 * IDLE, guarded.read(&mut byte)).await;
