@@ -1,6 +1,8 @@
 //! Finds the clauses that can concern an attempt without looking at the others: first by port, then by the narrowest
-//! thing the clause asks of the source. It only narrows: whether a clause matches is the clause's own answer.
-//! Must never leave out a clause that matches (held against a naive reference by a property).
+//! thing the clause asks of the source. It only narrows: whether a clause matches is the clause's own answer, whether the
+//! port is its rule's is the rule's.
+//! Must never leave out a clause that matches (held against a naive reference by a property), nor take more memory than a
+//! few times the rules' own text: a rule of many ports *and* many sources is found by its sources alone.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,8 +10,13 @@ use super::clause::{Clause, Listed, Who};
 use super::{Asked, CompiledRule};
 use crate::model::{Action, Mode};
 
+/// A rule stands under each of its ports while that takes at most so many times the places of its ports and its keys
+/// together. Every rule with no more than this many ports, or this many keys, does.
+const NARROW: usize = 4;
+
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
+    /// Rules without ports, and those with too many to stand under each.
     any_port: Bucket,
     ports: HashMap<u16, Bucket>,
     /// Some rule concerns every port.
@@ -33,6 +40,7 @@ struct Bucket {
     authenticated: Vec<Candidate>,
     unauthenticated: Vec<Candidate>,
     everyone: Vec<Candidate>,
+    /// Some enforced Allow of this port, wherever it stands, matches sources without an identity.
     opens_unauthenticated: bool,
 }
 
@@ -40,13 +48,25 @@ type Keyed = HashMap<Box<str>, Vec<Candidate>>;
 
 impl Index {
     pub(super) fn add(&mut self, at: usize, rule: &CompiledRule, clauses: &[Clause]) {
+        let opens = rule.action == Action::Allow
+            && rule.mode == Mode::Enforce
+            && clauses.iter().any(|clause| clause.who == Who::Unauthenticated);
         let Some(ports) = &rule.ports else {
             self.speaks_of_all = true;
-            self.any_port.add(at, rule, clauses);
+            self.any_port.opens_unauthenticated |= opens;
+            self.any_port.add(at, clauses);
             return;
         };
+        let narrow = is_narrow(ports.len(), clauses.iter().map(keys).sum());
         for port in ports {
-            self.ports.entry(*port).or_default().add(at, rule, clauses);
+            let bucket = self.ports.entry(*port).or_default();
+            bucket.opens_unauthenticated |= opens;
+            if narrow {
+                bucket.add(at, clauses);
+            }
+        }
+        if !narrow {
+            self.any_port.add(at, clauses);
         }
     }
 
@@ -69,16 +89,32 @@ impl Index {
     }
 }
 
+/// Under how many keys `Bucket::add_authenticated` files it, or 1.
+fn keys(clause: &Clause) -> usize {
+    if let Some(ids) = &clause.ids {
+        ids.len()
+    } else if let Some(accounts) = &clause.accounts {
+        accounts.paths.len() + accounts.whole.len()
+    } else if let Some(Listed::These(namespaces)) = &clause.namespaces {
+        namespaces.len()
+    } else if let Some(Listed::These(domains)) = &clause.domains {
+        domains.len()
+    } else {
+        1
+    }
+}
+
+fn is_narrow(ports: usize, keys: usize) -> bool {
+    ports.saturating_mul(keys) <= NARROW * (ports + keys)
+}
+
 impl Bucket {
-    fn add(&mut self, at: usize, rule: &CompiledRule, clauses: &[Clause]) {
+    fn add(&mut self, at: usize, clauses: &[Clause]) {
         for (entry, clause) in clauses.iter().enumerate() {
             let candidate = Candidate { rule: at, entry };
             match clause.who {
                 Who::Authenticated => self.add_authenticated(candidate, clause),
-                Who::Unauthenticated => {
-                    self.unauthenticated.push(candidate);
-                    self.opens_unauthenticated |= rule.action == Action::Allow && rule.mode == Mode::Enforce;
-                }
+                Who::Unauthenticated => self.unauthenticated.push(candidate),
                 Who::Everyone => self.everyone.push(candidate),
             }
         }
@@ -126,4 +162,22 @@ fn filed<'a>(keyed: &'a Keyed, key: &str) -> &'a [Candidate] {
         return &[];
     }
     keyed.get(key).map_or(&[], Vec::as_slice)
+}
+
+#[cfg(test)]
+impl Index {
+    /// Candidates that it holds: its size.
+    pub(super) fn size(&self) -> usize {
+        self.ports.values().chain([&self.any_port]).map(Bucket::size).sum()
+    }
+}
+
+#[cfg(test)]
+impl Bucket {
+    fn size(&self) -> usize {
+        let keyed = [&self.by_id, &self.by_path, &self.by_namespace, &self.by_domain];
+        let listed = [&self.authenticated, &self.unauthenticated, &self.everyone];
+        keyed.iter().flat_map(|keyed| keyed.values()).map(Vec::len).sum::<usize>()
+            + listed.iter().map(|list| list.len()).sum::<usize>()
+    }
 }

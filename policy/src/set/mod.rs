@@ -253,6 +253,7 @@ impl PolicySet {
     pub(crate) fn matching(&self, asked: &Asked<'_>, mut found: impl FnMut(usize, &CompiledRule)) {
         self.index.candidates(asked, |candidate| {
             if let Some(rule) = self.rules.get(candidate.rule)
+                && rule.ports.as_ref().is_none_or(|ports| ports.binary_search(&asked.port).is_ok())
                 && let Some(clause) = self.clauses.get(rule.clauses.start + candidate.entry)
                 && clause.matches(asked)
             {

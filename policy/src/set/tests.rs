@@ -57,6 +57,40 @@ fn rules_that_do_not_concern_port_or_source_are_not_looked_at() {
 }
 
 #[test]
+fn a_rule_of_many_ports_and_many_sources_takes_room_for_their_sum_not_their_product() {
+    let ports: Vec<_> = (1..=4096).collect();
+    let ids = |n: u32| (0..n).map(|i| format!("\"spiffe://td/{i}\"")).collect::<Vec<_>>().join(", ");
+    let one_entry = format!("[{{from: [{{spiffeIds: [{}]}}], to: [{{ports: {ports:?}}}]}}]", ids(4096));
+    let entries = (0..2000).map(|i| format!("{{spiffeIds: [\"spiffe://td/{i}\"]}}")).collect::<Vec<_>>().join(", ");
+    let many_entries = format!("[{{from: [{entries}], to: [{{ports: {ports:?}}}]}}]");
+    for rules in [one_entry, many_entries] {
+        let set = set(vec![policy("a", "Allow", &rules)]);
+        assert!(set.index.size() <= 4 * (4096 + 4096), "{} candidates", set.index.size());
+        let matches = |id, port| {
+            let principal = Principal::parse(id).unwrap();
+            let source = Source::Authenticated(&principal);
+            crate::decide(&set, &Attempt { source, source_ip: "10.0.0.1".parse().unwrap(), port }).allowed()
+        };
+        assert!(matches("spiffe://td/0", 1) && matches("spiffe://td/1999", 4096));
+        assert!(!matches("spiffe://td/0", 4097), "the port is asked all the same");
+        assert!(!matches("spiffe://td/x", 1));
+        assert!(set.speaks_of(4096) && !set.speaks_of(4097));
+    }
+}
+
+#[test]
+fn a_wide_rule_opens_exactly_its_ports_to_the_unauthenticated() {
+    let ports: Vec<_> = (1..=100).collect();
+    let entry = "{unauthenticated: true, ipBlocks: [10.0.0.0/8]}";
+    let entries = [entry; 100].join(", ");
+    let rules = format!("[{{from: [{entries}], to: [{{ports: {ports:?}}}]}}]");
+    let wide = set(vec![policy("a", "Allow", &rules)]);
+    assert!(wide.index.size() <= 4 * 200);
+    assert_eq!([1, 100, 101].map(|port| wide.opens_unauthenticated(port)), [true, true, false]);
+    assert!(!set(vec![policy("a", "Deny", &rules)]).opens_unauthenticated(1));
+}
+
+#[test]
 fn a_port_is_spoken_of_by_rules_of_either_action_and_mode() {
     let set = set(vec![
         policy("a", "Deny", "[{to: [{ports: [80]}]}]"),

@@ -107,7 +107,13 @@ fn entry() -> impl Strategy<Value = AnEntry> {
 fn rule() -> impl Strategy<Value = ARule> {
     let from = option::weighted(0.8, vec(entry(), 0..3));
     let to = option::weighted(0.6, vec(vec(select(PORTS), 1..3), 1..3));
-    (from, to).prop_map(|(from, to)| ARule { from, to })
+    let narrow = (from, to).prop_map(|(from, to)| ARule { from, to });
+    // Of so many ports and sources that it is found otherwise.
+    let wide = (vec(entry(), 6..9), vec(select(PORTS), 1..3)).prop_map(|(from, ports)| {
+        let unused = (1000..1040).collect();
+        ARule { from: Some(from), to: Some(vec![ports, unused]) }
+    });
+    prop_oneof![6 => narrow, 1 => wide]
 }
 
 pub fn policy() -> impl Strategy<Value = APolicy> {
