@@ -195,14 +195,15 @@ async fn next_open(proxy: &Proxy, link: &mut Link, peer: &Peer, mut timer: Pin<&
     let over = |result, blame, detail: String, polite| Err(Over { result, blame, detail, polite });
     tokio::select! {
         biased;
+        // Before any byte is read, as in `Proxy::cut`: an `OPEN` that comes with the end of a certificate is too late.
+        () = timer => {}
+        () = proxy.drain.started() => {}
+        () = proxy.distrusts(peer) => {}
         opened = opened(link) => match opened {
             Ok(true) => return Ok(()),
             Ok(false) => return over("closed_idle", Blame::Nobody, String::new(), true),
             Err(e) => return over(e.label(), Blame::Peer, e.to_string(), false),
         },
-        () = timer => {}
-        () = proxy.drain.started() => {}
-        () = proxy.distrusts(peer) => {}
     }
     let _ = link.seal(&[IoSlice::new(&frame::CLOSING)]);
     over("closed_idle", Blame::Nobody, String::new(), true)
@@ -270,8 +271,8 @@ async fn application(
     let (mut flow, mut held) = (Flow::default(), Held::default());
     let end = tokio::select! {
         biased;
-        end = relay::relay(&permit, Side::Server, &mut app, &mut link, &mut held, &mut flow) => Ok(end),
         cut = proxy.cut(&permit, peer, ends) => Err(cut),
+        end = relay::relay(&permit, Side::Server, &mut app, &mut link, &mut held, &mut flow) => Ok(end),
     };
     (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
     match end {
@@ -340,8 +341,8 @@ async fn plain(
     let mut flow = Flow::default();
     let end = tokio::select! {
         biased;
-        end = relay::splice(&permit, &mut io, first, &mut app, &mut flow) => Ok(end),
         cut = proxy.cut_plain(&permit) => Err(cut),
+        end = relay::splice(&permit, &mut io, first, &mut app, &mut flow) => Ok(end),
     };
     (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
     if !matches!(end, Ok(PlainEnd::Done)) {

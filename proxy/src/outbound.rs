@@ -182,8 +182,8 @@ async fn converse(
     let ends = pin!(sleep_until(peer.ends));
     let end = tokio::select! {
         biased;
-        end = relay::relay(&permit, Side::Client, app, &mut link, held, &mut flow) => Ok(end),
         cut = proxy.cut(&permit, &peer, ends) => Err(cut),
+        end = relay::relay(&permit, Side::Client, app, &mut link, held, &mut flow) => Ok(end),
     };
     (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
     let refused = |result, blame, detail: String| Refusal { result, blame, detail };
@@ -274,8 +274,8 @@ async fn splice(
     let mut flow = Flow::default();
     let end = tokio::select! {
         biased;
-        end = relay::splice(permit, app, Vec::new(), server, &mut flow) => Ok(end),
         cut = proxy.cut_plain(permit) => Err(cut),
+        end = relay::splice(permit, app, Vec::new(), server, &mut flow) => Ok(end),
     };
     (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
     let refused = |result, blame| Stop::Refused(Refusal { result, blame, detail: String::new() });

@@ -159,6 +159,9 @@ impl Proxy {
     }
 
     /// Waits for a reason to end an open connection. `ends` fires at the earlier expiry of the two leaves.
+    ///
+    /// To be polled before what moves bytes, never after: where there is always something to move, that uses up what tokio lets a
+    /// task do at a time, and whatever is polled behind it is never ready. A peer that floods would outlive rule and certificate.
     pub async fn cut(&self, permit: &Permit, peer: &Peer, ends: Pin<&mut Sleep>) -> Cut {
         tokio::select! {
             biased;

@@ -1,0 +1,35 @@
+//! The data path under attack: by neighbours without an identity, by peers with one, by servers that lie, by the app itself.
+//!
+//! Each promise is what must still hold. The attacker is `stranger`, on the same link with no sidecar, who holds the mesh's own
+//! issuer and so can be any peer; or `unguarded`, to whom the frontend's sidecar is led.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "../e2e/world.rs"]
+mod world;
+
+mod client;
+mod server;
+mod sidecar;
+
+use anyhow::Result;
+use world::World;
+
+type Test = fn(&World) -> Result<()>;
+
+fn main() -> std::process::ExitCode {
+    countersign_e2e::run(TESTS, World::new, World::stop)
+}
+
+pub const TESTS: &[(&str, Test)] = &[
+    ("a_flood_of_small_frames_does_not_outlive_its_certificate", client::flood_ends_with_the_certificate),
+    ("a_flood_of_small_frames_does_not_outlive_its_rule", client::flood_ends_with_the_rule),
+    ("status_is_the_first_frame_though_the_app_resets_at_once", client::status_comes_first),
+    ("what_follows_fin_never_reaches_the_connection_before", client::smuggled_behind_fin),
+    ("a_refused_peer_that_goes_on_sending_is_cut", client::refused_and_sending),
+    ("broken_frames_end_the_link_and_leave_nothing_behind", client::broken_frames),
+    ("a_peer_that_never_reads_is_cut_when_its_certificate_ends", client::never_reads),
+    ("bytes_that_a_server_took_are_never_sent_twice", server::never_twice),
+    ("a_server_that_speaks_before_status_is_not_heard", server::speaks_too_early),
+    ("an_answer_kept_for_the_next_connection_does_not_reach_it", server::answer_beforehand),
+];

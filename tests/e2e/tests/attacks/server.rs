@@ -1,0 +1,117 @@
+//! Attacks on the client side, by a server that proves the right identity and lies all the same.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::sidecar::{ACCEPTED, CLOSING, FIN, LIMIT, OPEN, RST, Rude, UNREACHABLE, address, data, stolen};
+use crate::world::World;
+
+/// Every link that comes to the lying server is answered with `answer`, after its `OPEN` and `DATA`; gives what was heard, by
+/// link, until nobody came for a second.
+fn liar(world: &World, port: u16, answer: Vec<u8>) -> Result<countersign_kit::Task<Result<Vec<Vec<u8>>>>> {
+    let ca = stolen(world)?;
+    let at = address(&world.unguarded, port);
+    let listener = world.unguarded.run(|| async { TcpListener::bind(at).await?.into_std() })?;
+    world.unguarded.start(move || async move {
+        let listener = TcpListener::from_std(listener)?;
+        let mut heard = Vec::new();
+        while let Ok(accepted) = timeout(Duration::from_secs(2), listener.accept()).await {
+            let mut rude = Rude::accept(accepted?.0, &ca, "unguarded").await?;
+            ensure!(rude.hears(1).await?.is_empty(), "OPEN");
+            heard.push(rude.hears(2).await?);
+            rude.say(&answer).await?;
+            let _ = rude.is_cut(LIMIT).await;
+        }
+        Ok(heard)
+    })
+}
+
+/// The app's view: what came back, and whether it ended by a reset.
+async fn ask(port: u16, to: std::net::SocketAddr) -> Result<(Vec<u8>, bool)> {
+    let mut io = TcpStream::connect(to).await.with_context(|| port.to_string())?;
+    io.write_all(b"order: one").await?;
+    let mut answer = Vec::new();
+    let ended = timeout(LIMIT, io.read_to_end(&mut answer)).await.context("no end")?;
+    Ok((answer, ended.is_err()))
+}
+
+pub fn never_twice(world: &World) -> Result<()> {
+    for (answer, tries) in [
+        (ACCEPTED.to_vec(), 1),
+        (RST.to_vec(), 1),
+        ([&ACCEPTED[..], &RST].concat(), 1),
+        ([&ACCEPTED[..], &CLOSING].concat(), 1),
+        ([&ACCEPTED[..], &data(b"half"), &CLOSING].concat(), 1),
+        ([&ACCEPTED[..], &ACCEPTED].concat(), 1),
+        (vec![5, 0, 0, 1, 9], 1),
+        (UNREACHABLE.to_vec(), 1),
+        (CLOSING.to_vec(), 3),
+    ] {
+        let port = world.port();
+        let liar = liar(world, port, answer.clone())?;
+        let to = address(&world.unguarded, port);
+        let asked = world.frontend.start(move || ask(port, to))?;
+        if answer == ACCEPTED {
+            drop(asked); // it waits for an answer that never comes; its link is what counts
+            continue;
+        }
+        let (got, by_reset) = asked.join()?;
+        ensure!(by_reset && (got.is_empty() || got == b"half"), "{answer:x?}: {got:x?}");
+        let heard = liar.join()?;
+        ensure!(heard == vec![b"order: one".to_vec(); tries], "{answer:x?}: {heard:?}");
+    }
+    Ok(())
+}
+
+pub fn speaks_too_early(world: &World) -> Result<()> {
+    for answer in [[&data(b"early")[..], &ACCEPTED].concat(), FIN.to_vec(), OPEN.to_vec()] {
+        let port = world.port();
+        let liar = liar(world, port, answer.clone())?;
+        let to = address(&world.unguarded, port);
+        let (got, by_reset) = world.frontend.run(|| ask(port, to))?;
+        ensure!(by_reset && got.is_empty(), "{answer:x?}: {got:x?}");
+        ensure!(liar.join()?.len() == 1, "{answer:x?}");
+        let line = world.frontend.access_line(|l| l["destination_address"] == to.to_string())?;
+        ensure!(line["result"] == "protocol_error", "{line}");
+    }
+    Ok(())
+}
+
+pub fn answer_beforehand(world: &World) -> Result<()> {
+    let (port, ca) = (world.port(), stolen(world)?);
+    let to = address(&world.unguarded, port);
+    let listener = world.unguarded.run(|| async { TcpListener::bind(to).await?.into_std() })?;
+    let server = world.unguarded.start(move || async move {
+        let listener = TcpListener::from_std(listener)?;
+        let mut served = 0;
+        while let Ok(accepted) = timeout(Duration::from_secs(2), listener.accept()).await {
+            let mut rude = Rude::accept(accepted?.0, &ca, "unguarded").await?;
+            // Takes one connection, and with its end an answer to the next, which nobody asked yet.
+            let Ok(_) = rude.hears(1).await else { continue };
+            while rude.hear().await?.kind != 3 {}
+            let one = [&ACCEPTED[..], &data(b"for you"), &FIN].concat();
+            let two = [&ACCEPTED[..], &data(b"for nobody"), &FIN].concat();
+            rude.say(&[one, two].concat()).await?;
+            served += 1;
+            let _ = rude.is_cut(LIMIT).await;
+        }
+        anyhow::Ok(served)
+    })?;
+    for _ in 0..3 {
+        let answer = world.frontend.run(|| async {
+            let mut io = TcpStream::connect(to).await?;
+            io.write_all(b"?").await?;
+            io.shutdown().await?;
+            let mut answer = Vec::new();
+            timeout(LIMIT, io.read_to_end(&mut answer)).await??;
+            anyhow::Ok(answer)
+        })?;
+        ensure!(answer == b"for you", "{:?}", String::from_utf8_lossy(&answer));
+    }
+    ensure!(server.join()? == 3, "a link was used again with an answer waiting in it");
+    Ok(())
+}
