@@ -1,6 +1,6 @@
 //! App socket <-> framed link, for one `OPEN`..`FIN`.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -81,25 +81,26 @@ impl Held {
 }
 
 /// Relays one application connection. Client side: sends `OPEN` with the first bytes in one record and waits for
-/// nothing. Server side: sends `STATUS` accepted with the first bytes, or at once.
-pub async fn relay(
-    _permit: &Permit,
+/// nothing. Server side: `STATUS` accepted is sealed before this returns, so that it is the first that is said, however soon
+/// the connection ends.
+pub fn relay<'a>(
+    _permit: &'a Permit,
     side: Side,
-    app: &mut TcpStream,
-    link: &mut Link,
-    held: &mut Held,
-    flow: &mut Flow,
-) -> End {
-    let prefix = match side {
-        Side::Client => held.open(),
-        Side::Server => frame::status(Status::Accepted),
+    app: &'a mut TcpStream,
+    link: &'a mut Link,
+    held: &'a mut Held,
+    flow: &'a mut Flow,
+) -> impl Future<Output = End> + Send + 'a {
+    let (prefix, sealed) = match side {
+        Side::Client => (held.open(), Ok(())),
+        Side::Server => (Vec::new(), link.seal(&[IoSlice::new(&frame::status(Status::Accepted))])),
     };
     let mut relay = Relay {
         accepted: side == Side::Server,
         app_eof: held.fin,
         net_fin: false,
         app_shut: false,
-        end: None,
+        end: sealed.err().map(|error| End::PeerGone(Some(error))),
         side,
         prefix,
         app,
@@ -107,7 +108,7 @@ pub async fn relay(
         held,
         flow,
     };
-    poll_fn(|cx| relay.poll(cx)).await
+    poll_fn(move |cx| relay.poll(cx))
 }
 
 struct Relay<'a> {

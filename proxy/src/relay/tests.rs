@@ -261,6 +261,22 @@ async fn more_bytes_than_are_held_make_a_refusal_final() {
 }
 
 #[tokio::test]
+async fn status_is_said_first_though_the_connection_ends_before_its_first_byte() {
+    let ((client_link, _), (mut server_link, _)) = link_pair().await;
+    let (_client, client_app) = tcp_pair().await;
+    let (_server, mut server_app) = tcp_pair().await;
+    let side = run(Side::Client, client_app, client_link, Held::default());
+    next_open(&mut server_link).await.unwrap();
+    // As where the rules change between the decision and the first byte.
+    let (permit, mut held, mut flow) = (a_permit(), Held::default(), Flow::default());
+    drop(relay(&permit, Side::Server, &mut server_app, &mut server_link, &mut held, &mut flow));
+    server_link.seal(&[IoSlice::new(&frame::RST)]).unwrap();
+    tokio::spawn(server_link.close());
+    let (end, ..) = ended(side).await;
+    assert!(matches!(end, End::PeerReset), "{end:?}");
+}
+
+#[tokio::test]
 async fn data_before_status_is_a_protocol_error() {
     let data = [&frame::data_header(1)[..], b"x"].concat();
     let (end, _) = client_against(&[&data], b"").await;
