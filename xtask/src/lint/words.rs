@@ -37,6 +37,7 @@ const fn whole(path: &'static str, under: &'static [&'static str]) -> Place {
 
 const RESULTS: &str = "Connections: `result` in the access log";
 const TLS: &str = "TLS handshakes";
+const REFUSED: &str = "Connections that CA and controller refuse";
 const SVID: &str = "SVID renewal";
 const STREAM: &str = "The proxy's stream to the controller";
 const OTHER: &str = "Other words in metrics and status";
@@ -55,7 +56,9 @@ const PLACES: &[Place] = &[
     place("credentials/src/handshake.rs", &[TLS]),
     place("credentials/src/peer.rs", &[TLS]),
     place("credentials/src/", &[SVID]),
-    place("credentials/src/incoming.rs", &["Connections that CA and controller refuse"]),
+    place("credentials/src/incoming.rs", &[REFUSED]),
+    place("admin/src/", &[REFUSED]),
+    place("admin/src/", &[OTHER]),
     place("credentials/src/channel.rs", &[SVID]),
     place("credentials/src/channel.rs", &[STREAM]),
     place("credentials/src/dial.rs", &[SVID]),

@@ -16,7 +16,7 @@ const SAID_BY: &[&str] = &[
     "over(",
     "lost(",
     "denial(",
-    ".shed(",
+    "shed(",
     ".pool_take(",
     ".lookup(",
     ".controller_attempt(",
