@@ -60,8 +60,9 @@ fn object(file: &Arc<str>, document: &Document<'_>) -> Result<Object, Problem> {
         (version, kind) => Err(reader.problem_at_start(
             "kind",
             format!(
-                "{kind:?} of apiVersion {version:?} is not known; known are v1 Namespace, {API_VERSION} Mesh, Workload and \
-                 Service, {} {}",
+                "{:?} of apiVersion {:?} is not known; known are v1 Namespace, {API_VERSION} Mesh, Workload and Service, {} {}",
+                clip(kind),
+                clip(version),
                 countersign_policy::API_VERSION,
                 countersign_policy::KIND
             ),

@@ -18,6 +18,8 @@ const MAX_NAME_BYTES: usize = 253;
 const MAX_LABEL_BYTES: usize = 317;
 /// Of one object.
 const MAX_LABELS: usize = 64;
+/// Characters of the parser's own words about a mistake.
+const MAX_MESSAGE: usize = 300;
 
 /// One document on its way to an object.
 pub(super) struct Reader<'a> {
@@ -143,14 +145,12 @@ fn options() -> Options {
     }
 }
 
-/// The error alone: the place is told apart from it.
+/// The error alone, as much of it as a line of a log may hold: it quotes what it found. The place is told apart from it.
 fn message(error: &serde_saphyr::Error) -> String {
     let text = error.render_with_formatter(&UserMessageFormatter);
     let text = text.lines().next().unwrap_or_default();
-    match text.rfind(" at line ") {
-        Some(at) => text[..at].to_owned(),
-        None => text.to_owned(),
-    }
+    let text = text.rfind(" at line ").map_or(text, |at| &text[..at]);
+    text.chars().take(MAX_MESSAGE).collect()
 }
 
 /// Like `spec.ports[0].port`. The segment `value` that `Spanned` adds is left out.

@@ -142,3 +142,38 @@ fn an_empty_file_is_a_mistake_and_a_comment_is_not() {
     assert_eq!(refused(" \n\n"), "f.yaml: is empty; delete the file to remove its objects");
     assert!(objects("f.yaml", "# nothing yet\n").is_empty());
 }
+
+#[test]
+fn however_long_a_mistake_is_its_text_is_short_and_on_one_line() {
+    let one = workload("shop", "a", "a", "10.0.0.1", "fd77::1", "");
+    let long = "x".repeat(100_000);
+    let mut wrong = Vec::new();
+    for (what, text) in [
+        ("field", one.replace("meshed", &long)),
+        ("quoted field", one.replace("meshed", &format!("\"a\\n\\e[31m{long}\""))),
+        ("kind", one.replace("Workload", &long)),
+        ("version", one.replace("countersign.dev/v1alpha1", &long)),
+        ("kind in quotes", one.replace("Workload", &format!("\"a\\n{long}\""))),
+        ("bool", one.replace("meshed: true", &format!("meshed: {long}"))),
+        ("port", SERVICES.replace("port: 9090", &format!("port: {long}"))),
+        ("big port", SERVICES.replace("port: 9090", &format!("port: {}", "9".repeat(100_000)))),
+        ("word", SERVICES.replace("Local", &long)),
+        ("quoted word", SERVICES.replace("Local", &format!("\"a\\n{long}\""))),
+        ("address", one.replace("10.0.0.1", &long)),
+        ("name", one.replace("name: a,", &format!("name: {long},"))),
+        ("label", one.replace("app:", &format!("{long}:"))),
+        ("uid", one.replace("uid-a", &long)),
+        ("map for text", one.replace("uid-a", &format!("{{{long}: 1}}"))),
+        ("domain", MESH.replace("cluster.local", &long)),
+        ("range", MESH.replace("10.77.0.0/24", &long)),
+        ("policy field", policy("shop", "p", None, "Deny").replace("action", &long)),
+        ("yaml", format!("{one}: {long}")),
+        ("tag", one.replace("uid-a", &format!("!{long} uid-a"))),
+    ] {
+        let said = refused(&text);
+        if said.len() > 1000 || said.chars().any(char::is_control) {
+            wrong.push(format!("{what}: {} bytes: {:.150?}", said.len(), said));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
