@@ -73,7 +73,7 @@ words! {
     Egress, strictest MeshOnly,
     /// Anywhere. The default.
     Any,
-    /// Only to addresses inside the mesh's ranges.
+    /// Only to those who prove an identity of the mesh.
     MeshOnly
 }
 
