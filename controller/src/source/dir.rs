@@ -24,6 +24,8 @@ use crate::source::{Limits, Snapshot, yaml};
 
 /// A file found in the middle of being written is looked at again after this.
 const AGAIN: Duration = Duration::from_millis(50);
+/// Listings, at most, until two agree on which files are gone.
+const LISTINGS: usize = 4;
 
 /// What is known of one file.
 #[derive(Debug, Default)]
@@ -97,7 +99,7 @@ impl Dir {
 
     /// Looks at every file, reads those that changed, and puts in force what fits.
     pub fn scan(&mut self, now: SystemTime) -> Scanned {
-        let mut walk = walk(&self.root, &self.limits);
+        let mut walk = self.agreed(|| walk(&self.root, &self.limits));
         let mut changed = self.changes == 0;
         let mut again = false;
         changed |= self.forget(&walk);
@@ -118,10 +120,28 @@ impl Dir {
         Scanned { snapshot, watch: walk.watch, again }
     }
 
+    /// A listing that nobody's rename ran through. A file that is renamed while its directory is listed may be seen under
+    /// neither name (readdir(3)): what it denies would not be denied until the next look.
+    fn agreed(&self, mut list: impl FnMut() -> Walk) -> Walk {
+        let gone = |walk: &Walk| -> Vec<&String> { self.files.keys().filter(|name| is_gone(walk, name)).collect() };
+        let mut walk = list();
+        for _ in 1..LISTINGS {
+            let before = gone(&walk);
+            if before.is_empty() {
+                break;
+            }
+            walk = list();
+            if gone(&walk) == before {
+                break;
+            }
+        }
+        walk
+    }
+
     /// Files that are gone take their objects with them; files that cannot be seen do not.
     fn forget(&mut self, walk: &Walk) -> bool {
         let before = self.files.len();
-        self.files.retain(|name, _| walk.files.contains_key(name) || walk.blind_over(name).is_some());
+        self.files.retain(|name, _| !is_gone(walk, name));
         self.files.len() != before
     }
 
@@ -271,6 +291,10 @@ impl FileState {
         self.bad = Some(problem);
         Looked::Changed
     }
+}
+
+fn is_gone(walk: &Walk, name: &str) -> bool {
+    !walk.files.contains_key(name) && walk.blind_over(name).is_none()
 }
 
 enum Looked {

@@ -68,6 +68,23 @@ fn an_emptied_file_keeps_what_it_said_and_a_deleted_one_does_not() {
 }
 
 #[test]
+fn a_file_renamed_while_it_is_listed_is_never_gone() {
+    let (temp, mut dir) = filled();
+    fs::rename(temp.join("rules/deny.yaml"), temp.join("rules/renamed.yaml")).unwrap();
+    let list = || walk(temp.path(), &Limits::default());
+    let run_through = || {
+        let mut walk = list();
+        walk.files.remove("rules/renamed.yaml").unwrap();
+        walk
+    };
+    let mut listings = [run_through(), list(), list()].into_iter();
+    let walk = dir.agreed(|| listings.next().unwrap());
+    assert!(walk.files.contains_key("rules/renamed.yaml") && !walk.files.contains_key("rules/deny.yaml"));
+    let snapshot = look(&mut dir).unwrap();
+    assert_eq!(snapshot.index.unwrap().namespace("shop").unwrap().rules.len(), 1);
+}
+
+#[test]
 fn a_file_bad_from_the_start_withholds_all_rules_until_it_was_good_once() {
     let temp = Temp::new();
     temp.put("mesh.yaml", MESH);
