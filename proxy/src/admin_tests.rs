@@ -1,7 +1,7 @@
-//! The socket's file, and what can and cannot be had through it.
+//! What can and cannot be had through the admin socket.
 
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Parser as _;
 use countersign_policy::PolicySet;
@@ -35,58 +35,6 @@ impl Drop for Folder {
     }
 }
 
-#[tokio::test]
-async fn only_the_owner_may_open_the_socket() {
-    let folder = Folder::new("mode");
-    let socket = bind(&folder.socket()).unwrap();
-    let mode = std::fs::metadata(folder.socket()).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
-    drop(socket);
-    assert!(!folder.socket().exists(), "left behind");
-}
-
-#[tokio::test]
-async fn a_socket_that_nobody_answers_is_replaced() {
-    let folder = Folder::new("stale");
-    drop(std::os::unix::net::UnixListener::bind(folder.socket()).unwrap());
-    assert!(folder.socket().exists());
-    let _socket = bind(&folder.socket()).unwrap();
-    UnixStream::connect(folder.socket()).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_socket_that_somebody_answers_is_left_alone() {
-    let folder = Folder::new("alive");
-    let _other = std::os::unix::net::UnixListener::bind(folder.socket()).unwrap();
-    assert!(matches!(bind(&folder.socket()), Err(SocketError::InUse(_))));
-    UnixStream::connect(folder.socket()).await.unwrap();
-}
-
-#[tokio::test]
-async fn what_is_no_socket_is_left_alone_and_links_are_not_followed() {
-    let folder = Folder::new("file");
-    std::fs::write(folder.socket(), "precious").unwrap();
-    assert!(matches!(bind(&folder.socket()), Err(SocketError::NotASocket(_))));
-    assert_eq!(std::fs::read_to_string(folder.socket()).unwrap(), "precious");
-    std::fs::remove_file(folder.socket()).unwrap();
-    let dead = folder.0.join("dead.sock");
-    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
-    std::os::unix::fs::symlink(&dead, folder.socket()).unwrap();
-    assert!(bind(&folder.socket()).is_err());
-    assert!(std::fs::symlink_metadata(&dead).unwrap().file_type().is_socket());
-}
-
-#[tokio::test]
-async fn the_end_removes_its_own_socket_and_no_successors() {
-    let folder = Folder::new("successor");
-    let first = bind(&folder.socket()).unwrap();
-    // A file of its own while the first still holds its inode.
-    std::fs::rename(folder.socket(), folder.0.join("moved")).unwrap();
-    let _second = bind(&folder.socket()).unwrap();
-    drop(first);
-    assert!(folder.socket().exists());
-}
-
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.very-secret-token.signature";
 
 /// A whole admin socket, and what it serves.
@@ -118,12 +66,12 @@ async fn served(name: &str) -> Served {
     let (_, rules) = watch::channel::<Option<Arc<PolicySet>>>(None);
     let readiness = Readiness::new(credentials.clone(), rules, drain.clone());
     let ca_status = watch::Sender::new(Status::default()).subscribe();
-    let log = Log::detached("info").unwrap();
+    let log = Log::none();
     let started = Instant::now();
     let config = Arc::new(config);
     let admin = Arc::new(Admin { config, credentials, ca_status, discovery, metrics, readiness, drain, log, started });
-    let socket = bind(&folder.socket()).unwrap();
-    tokio::spawn(serve(socket, Arc::clone(&admin)));
+    let socket = countersign_admin::bind(&folder.socket()).unwrap();
+    tokio::spawn(countersign_admin::serve(socket, admin.routes(), |_| ()));
     Served { folder, admin, key }
 }
 
@@ -206,21 +154,6 @@ fn base64_of(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn the_log_changes_while_it_runs_and_a_bad_filter_changes_nothing() {
-    let served = served("log").await;
-    assert_eq!(served.get("/log").await["filter"], "info");
-    let (status, body) = served.ask("PUT", "/log", "warn,countersign_proxy=debug\n").await;
-    assert_eq!(status, 200, "{body}");
-    let now = served.get("/log").await["filter"].as_str().unwrap().to_owned();
-    assert!(now.contains("countersign_proxy=debug"), "{now}");
-    let (status, body) = served.ask("PUT", "/log", "countersign_proxy=loud").await;
-    assert_eq!(status, 400);
-    assert!(body.contains("not a filter"), "{body}");
-    assert_eq!(served.ask("PUT", "/log", &"a".repeat(MAX_FILTER + 1)).await.0, 413);
-    assert_eq!(served.get("/log").await["filter"], now);
-}
-
-#[tokio::test]
 async fn drain_makes_it_not_ready_but_does_not_stop_serving() {
     let served = served("drain").await;
     assert_eq!(served.ask("GET", "/drain", "").await.0, 405);
@@ -238,21 +171,4 @@ async fn what_is_not_there_is_said_so() {
     assert_eq!(served.ask("GET", "/", "").await.0, 404);
     assert_eq!(served.ask("POST", "/status", "").await.0, 405);
     assert_eq!(served.ask("DELETE", "/log", "").await.0, 405);
-}
-
-#[tokio::test]
-async fn connections_over_the_budget_are_closed() {
-    let served = served("budget").await;
-    let mut held = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let mut stream = UnixStream::connect(served.folder.socket()).await.unwrap();
-        stream.write_all(b"GET /log HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-        let mut first = [0; 15];
-        stream.read_exact(&mut first).await.unwrap();
-        held.push(stream);
-    }
-    let mut more = UnixStream::connect(served.folder.socket()).await.unwrap();
-    let mut answer = Vec::new();
-    let _ = more.read_to_end(&mut answer).await;
-    assert!(answer.is_empty());
 }

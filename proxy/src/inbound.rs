@@ -39,7 +39,7 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
     if road == Road::Plain {
         return plain(&proxy, io, Vec::new(), destination, source, account).await;
     }
-    let Some(slot) = proxy.slots.take(source.ip()) else {
+    let Ok(slot) = proxy.slots.take(source.ip()) else {
         proxy.metrics.shed("handshake_slots");
         return refuse(io, account, Refusal::us("overloaded", "no handshake slot is free"));
     };

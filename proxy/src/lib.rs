@@ -6,7 +6,6 @@ pub mod config;
 pub mod run;
 
 pub mod listen;
-pub mod slots;
 
 pub mod inbound;
 pub mod outbound;
@@ -34,8 +33,6 @@ pub mod metrics;
 pub mod admin;
 pub mod drain;
 pub mod health;
-mod http;
-pub mod logging;
 pub mod ready;
 
 pub mod intercept;

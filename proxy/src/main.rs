@@ -5,9 +5,9 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use countersign_admin::Log;
 use countersign_proxy::config::args::{Cli, Command, RunArgs};
 use countersign_proxy::config::{Config, unknown_variables};
-use countersign_proxy::logging::Log;
 use countersign_proxy::run;
 
 #[cfg(feature = "jemalloc")]

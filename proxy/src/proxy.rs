@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use countersign_credentials::{Credentials, Watch};
+use countersign_credentials::{Credentials, Places, Watch};
 use countersign_identity::SpiffeId;
 use countersign_policy::PolicySet;
 use tokio::net::TcpStream;
@@ -24,7 +24,6 @@ use crate::outcome::Blame;
 use crate::permit::{Denial, Permit, Permits, Rules};
 use crate::pick::Picks;
 use crate::pool::Pool;
-use crate::slots::Slots;
 use crate::tls::Peer;
 use crate::turns::Turns;
 
@@ -49,7 +48,7 @@ pub struct Proxy {
     /// Endpoint choice.
     pub picks: Arc<Picks>,
     /// Handshake slots.
-    pub slots: Arc<Slots>,
+    pub slots: Arc<Places>,
     /// Counters.
     pub metrics: Metrics,
     /// One line a connection.

@@ -7,23 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_admin::health::Check;
 use countersign_credentials::Watch;
 use countersign_policy::PolicySet;
-use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::drain::{Drain, Phase};
-
-/// One condition.
-#[derive(Clone, Debug, Serialize)]
-pub struct Check {
-    /// `credentials`, `rules`, `listeners`, `drain`.
-    pub name: &'static str,
-    /// Whether it holds.
-    pub ok: bool,
-    /// Why not.
-    pub detail: &'static str,
-}
 
 /// All conditions; clones share them.
 #[derive(Clone, Debug)]
@@ -52,7 +41,7 @@ impl Readiness {
         self.checks().iter().all(|check| check.ok)
     }
 
-    /// Every condition.
+    /// Every condition: `credentials`, `rules`, `listeners`, `drain`.
     #[must_use]
     pub fn checks(&self) -> [Check; 4] {
         let credentials = match self.credentials.borrow().as_ref() {
@@ -68,7 +57,7 @@ impl Readiness {
             Phase::Draining | Phase::Forced => "draining",
         };
         [("credentials", credentials), ("rules", rules), ("listeners", bound), ("drain", drain)]
-            .map(|(name, detail)| Check { name, ok: detail.is_empty(), detail })
+            .map(|(name, detail)| Check::new(name, Some(detail).filter(|detail| !detail.is_empty())))
     }
 
     /// Keeps `file` exactly while ready; for whoever waits for this proxy on the same machine. Ends with the process; the

@@ -4,38 +4,41 @@
 //! before every part is there.
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use countersign_admin::{Log, health};
 use countersign_api::ports;
-use countersign_credentials::{CaClient, Watch, system_clock};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use countersign_credentials::{CaClient, Places, Watch, raise_open_files, system_clock};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::access_log::{AccessLog, Writer};
-use crate::admin::{self, Admin};
+use crate::admin::Admin;
 use crate::config::{Config, Limits};
 use crate::discovery::{Discovery, Settings};
 use crate::drain::{Drain, Ended};
-use crate::health::{self, Health};
+use crate::health::Shown;
 use crate::intercept::guard::Own;
 use crate::listen::{accept_loop, bind};
-use crate::logging::Log;
 use crate::metrics::{Metrics, follow_credentials};
 use crate::outcome::Direction;
 use crate::permit::Permits;
 use crate::pool::{self, Pool};
 use crate::proxy::Proxy;
 use crate::ready::Readiness;
-use crate::slots::Slots;
 use crate::tls::Generation;
 use crate::{inbound, outbound};
 
 /// How long the last access-log lines may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// Files that a connection takes: its own, and the one to the other side.
+const FILES_EACH: usize = 2;
+/// Each direction has its own bound on connections.
+const DIRECTIONS: usize = 2;
 /// How often kept links are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -44,9 +47,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// # Errors
 /// When a port cannot be bound or a part cannot be started.
 pub fn run(config: Config, log: Log) -> anyhow::Result<Ended> {
-    if let Err(error) = raise_open_files() {
-        tracing::warn!(%error, "the limit of open files stays as it is; it may be reached before the bound on connections");
-    }
+    raise_open_files(FILES_EACH * DIRECTIONS * config.limits.connections);
     let mut runtime = match config.worker_threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         threads => {
@@ -65,17 +66,11 @@ pub fn run(config: Config, log: Log) -> anyhow::Result<Ended> {
     Ok(ended)
 }
 
-/// A connection takes two files. The soft limit is often 1024, for programs that use `select`; we may go up to the hard one.
-fn raise_open_files() -> io::Result<()> {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    Ok(setrlimit(Resource::Nofile, limit)?)
-}
-
 async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<Writer>)> {
     let started = std::time::Instant::now();
-    let admin_socket = admin::bind(&config.admin_socket).context("binding the admin socket")?;
-    let health_listener = health::bind(config.ports.health).context("binding the health port")?;
+    let admin_socket = countersign_admin::bind(&config.admin_socket).context("binding the admin socket")?;
+    let health_listener =
+        health::bind((Ipv6Addr::UNSPECIFIED, config.ports.health).into()).context("binding the health port")?;
     let inbound_listeners = bind(Direction::Inbound, config.ports.inbound).context("binding the inbound port")?;
     let outbound_listeners = bind(Direction::Outbound, config.ports.outbound).context("binding the outbound port")?;
     let drain = Drain::new(config.drain_deadline);
@@ -92,7 +87,9 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
     tokio::spawn(Arc::clone(&permits).follow());
 
     let readiness = Readiness::new(svid.credentials.clone(), discovery.rules(), drain.clone());
-    tokio::spawn(health::serve(health_listener, Health { readiness: readiness.clone(), metrics: metrics.clone() }));
+    let shown = Shown { readiness: readiness.clone(), metrics: metrics.clone() };
+    let shed = metrics.clone();
+    tokio::spawn(health::serve(health_listener, Arc::new(shown), move |what| shed.shed(what)));
     let admin = Admin {
         config: Arc::clone(&config),
         credentials: svid.credentials.clone(),
@@ -104,7 +101,8 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
         log,
         started,
     };
-    tokio::spawn(admin::serve(admin_socket, Arc::new(admin)));
+    let (routes, shed) = (Arc::new(admin).routes(), metrics.clone());
+    tokio::spawn(countersign_admin::serve(admin_socket, routes, move |what| shed.shed(what)));
     if let Some(file) = config.ready_file.clone() {
         tokio::spawn(readiness.clone().keep_file(file));
     }
@@ -118,7 +116,7 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
         pool: Pool::new(pool_limits(&config.limits)),
         turns: Arc::default(),
         picks: Arc::default(),
-        slots: Slots::new(config.limits.handshake_slots),
+        slots: Places::in_quarters(config.limits.handshake_slots),
         metrics,
         access_log,
         drain,
@@ -217,19 +215,4 @@ fn discovery_settings(config: &Config) -> Settings {
 
 fn pool_limits(limits: &Limits) -> pool::Limits {
     pool::Limits { total: limits.pool_total, each: limits.pool_each, idle: limits.pool_idle }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
-        let hard = getrlimit(Resource::Nofile).maximum;
-        let low = rustix::process::Rlimit { current: Some(512), maximum: hard };
-        setrlimit(Resource::Nofile, low).unwrap();
-        raise_open_files().unwrap();
-        assert_eq!(getrlimit(Resource::Nofile).current, hard);
-    }
 }

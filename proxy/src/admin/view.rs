@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use countersign_admin::health::Check;
 use countersign_credentials::{Credentials, Status};
 use countersign_policy::Modes;
 use serde::Serialize;
@@ -11,7 +12,6 @@ use serde::Serialize;
 use super::Admin;
 use crate::config::{Config, Limits, Pod, Ports};
 use crate::discovery::{DiscoveryView, LinkView};
-use crate::ready::Check;
 
 /// `/status`.
 #[derive(Serialize)]

@@ -142,7 +142,7 @@ pub fn socket(value: &str) -> Result<PathBuf, String> {
 }
 
 pub fn log(value: &str) -> Result<String, String> {
-    parsed(crate::logging::parse(value)).map(|_| value.to_owned())
+    parsed(countersign_admin::log::parse(value)).map(|_| value.to_owned())
 }
 
 pub fn on_or_off(value: &str) -> Result<bool, String> {
