@@ -22,6 +22,15 @@ const COLORS: [RGBColor; 10] = [
     RGBColor(188, 189, 34),
     RGBColor(127, 127, 127),
 ];
+/// Of parts of bars: two shades for each of three things.
+const PARTS: [RGBColor; 6] = [
+    RGBColor(31, 119, 180),
+    RGBColor(158, 202, 225),
+    RGBColor(230, 110, 10),
+    RGBColor(253, 190, 133),
+    RGBColor(44, 160, 44),
+    RGBColor(161, 217, 155),
+];
 /// Text and lines that are not data.
 const QUIET: RGBColor = RGBColor(90, 90, 90);
 const GRID: RGBColor = RGBColor(228, 228, 228);
@@ -81,10 +90,10 @@ pub fn lines(file: &Path, title: &str, x: Axis<'_>, y: Axis<'_>, series: &[Serie
     let root = SVGBackend::new(file, SIZE).into_drawing_area();
     root.fill(&WHITE).map_err(wrong)?;
     let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 21))
+        .caption(title, ("sans-serif", 25))
         .margin(14)
-        .x_label_area_size(44)
-        .y_label_area_size(64)
+        .x_label_area_size(52)
+        .y_label_area_size(72)
         .build_cartesian_2d(Ticked::new(x_from, x_to, x.scale), Ticked::new(y_from, y_to, y.scale))
         .map_err(wrong)?;
     chart
@@ -96,7 +105,7 @@ pub fn lines(file: &Path, title: &str, x: Axis<'_>, y: Axis<'_>, series: &[Serie
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(QUIET)
-        .label_style(("sans-serif", 14, &QUIET))
+        .label_style(("sans-serif", 17, &QUIET))
         .draw()
         .map_err(wrong)?;
     for (number, (series, points)) in
@@ -116,7 +125,7 @@ pub fn lines(file: &Path, title: &str, x: Axis<'_>, y: Axis<'_>, series: &[Serie
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperLeft)
-        .label_font(("sans-serif", 14))
+        .label_font(("sans-serif", 17))
         .background_style(WHITE.mix(0.85))
         .border_style(GRID)
         .draw()
@@ -137,10 +146,10 @@ pub fn bars(file: &Path, title: &str, unit: &str, parts: &[&str], bars: &[Bar]) 
     root.fill(&WHITE).map_err(wrong)?;
     let many = bars.len() as f64;
     let mut chart = ChartBuilder::on(&root)
-        .caption(title, ("sans-serif", 21))
+        .caption(title, ("sans-serif", 25))
         .margin(14)
-        .x_label_area_size(44)
-        .y_label_area_size(64)
+        .x_label_area_size(52)
+        .y_label_area_size(72)
         .build_cartesian_2d(0.0..many, Ticked::new(0.0, top, Scale::Linear))
         .map_err(wrong)?;
     chart
@@ -152,11 +161,11 @@ pub fn bars(file: &Path, title: &str, unit: &str, parts: &[&str], bars: &[Bar]) 
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(QUIET)
-        .label_style(("sans-serif", 14, &QUIET))
+        .label_style(("sans-serif", 17, &QUIET))
         .draw()
         .map_err(wrong)?;
     for (part, name) in parts.iter().enumerate() {
-        let color = COLORS[part % COLORS.len()];
+        let color = PARTS[part % PARTS.len()];
         let rectangles = bars.iter().enumerate().filter_map(|(number, bar)| {
             let below: f64 = bar.parts.iter().take(part).sum();
             let (left, height) = (number as f64 + 0.18, *bar.parts.get(part)?);
@@ -176,7 +185,7 @@ pub fn bars(file: &Path, title: &str, unit: &str, parts: &[&str], bars: &[Bar]) 
             plotters::style::text_anchor::HPos::Center,
             plotters::style::text_anchor::VPos::Bottom,
         );
-        let style = TextStyle::from(("sans-serif", 13)).color(&QUIET).pos(centred).transform(FontTransform::None);
+        let style = TextStyle::from(("sans-serif", 15)).color(&QUIET).pos(centred).transform(FontTransform::None);
         let (x, y) = at(sum);
         root.draw_text(&short(sum), &style, (x, y - 3)).map_err(wrong)?;
         let (x, y) = at(0.0);
@@ -185,7 +194,7 @@ pub fn bars(file: &Path, title: &str, unit: &str, parts: &[&str], bars: &[Bar]) 
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperLeft)
-        .label_font(("sans-serif", 14))
+        .label_font(("sans-serif", 17))
         .background_style(WHITE.mix(0.85))
         .border_style(GRID)
         .draw()
