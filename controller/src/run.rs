@@ -82,7 +82,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         snapshots,
         registry: Arc::clone(&inside.registry),
         metrics: Arc::clone(&inside.metrics),
-        refusals: Arc::default(),
+        lines: Arc::default(),
         shutdown: inside.shutdown.clone(),
     };
     let connections = incoming(grpc, credentials, ClientAuth::Required, IncomingLimits::default(), counter(&inside));

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub use self::hello::{Claim, Refusal};
 pub use self::registry::{Record, Registry, Told};
-pub use self::session::{RefusalLog, Shared};
+pub use self::session::{CallerLines, Shared};
 use crate::server::guard::{Caller, guard};
 
 /// The largest message is an `Ack` with the names of all rules that an old proxy does not know.

@@ -30,9 +30,14 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// A reader that does not take the reason of its stream's end by then does not get it.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
-/// Lines about refused callers a second, and at once.
-const REFUSALS_PER_SECOND: u32 = 5;
-const REFUSAL_BURST: u32 = 50;
+/// Lines about what callers do wrong, a second and at once.
+const WRONGS_PER_SECOND: u32 = 5;
+const WRONG_BURST: u32 = 50;
+/// Lines about streams that begin and end: the burst is for proxies that come back all together.
+const STREAMS_PER_SECOND: u32 = 20;
+const STREAM_BURST: u32 = 8192;
+/// Names of rules in one line.
+const NAMES_SHOWN: usize = 8;
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -99,25 +104,42 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Bounds what is logged of refused callers.
-    pub refusals: Arc<RefusalLog>,
+    /// Bounds what callers bring into the log.
+    pub lines: Arc<CallerLines>,
     /// Cancelled when this process ends.
     pub shutdown: CancellationToken,
 }
 
-/// Whoever is refused may come back at once: each is counted, not each is logged.
+/// A caller decides how often it comes, and what it complains of: all is counted, not all is logged.
 #[derive(Debug)]
-pub struct RefusalLog(Mutex<Budget>);
+pub struct CallerLines {
+    wrongs: Mutex<Budget>,
+    streams: Mutex<Budget>,
+}
 
-impl RefusalLog {
-    fn may(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).try_spend(Instant::now())
+impl CallerLines {
+    /// Whether one may be said about a caller that was refused, or that complains.
+    pub(super) fn wrong(&self) -> bool {
+        may(&self.wrongs)
+    }
+
+    /// Whether one may be said about a stream that began or ended.
+    pub(super) fn stream(&self) -> bool {
+        may(&self.streams)
     }
 }
 
-impl Default for RefusalLog {
+fn may(budget: &Mutex<Budget>) -> bool {
+    budget.lock().unwrap_or_else(PoisonError::into_inner).try_spend(Instant::now())
+}
+
+impl Default for CallerLines {
     fn default() -> Self {
-        RefusalLog(Mutex::new(Budget::new(REFUSALS_PER_SECOND, REFUSAL_BURST, Instant::now())))
+        let now = Instant::now();
+        CallerLines {
+            wrongs: Mutex::new(Budget::new(WRONGS_PER_SECOND, WRONG_BURST, now)),
+            streams: Mutex::new(Budget::new(STREAMS_PER_SECOND, STREAM_BURST, now)),
+        }
     }
 }
 
@@ -127,15 +149,15 @@ pub type Out = mpsc::Sender<Result<ToProxy, Status>>;
 /// Lives one stream.
 pub async fn run(shared: Shared, caller: Caller, mut from: Streaming<FromProxy>, out: Out) {
     let _busy = caller.busy();
-    let (metrics, refusals) = (Arc::clone(&shared.metrics), Arc::clone(&shared.refusals));
+    let (metrics, lines) = (Arc::clone(&shared.metrics), Arc::clone(&shared.lines));
     let (end, began) = match Session::begin(shared, &caller, &mut from).await {
         Ok(session) => (session.serve(from, &out).await, true),
         Err(end) => (end, false),
     };
     let (address, id) = (caller.peer.address, caller.peer.id.as_ref().map(|id| id.id().as_str()));
-    if began {
+    if began && lines.stream() {
         info!(%address, id, reason = end.label(), "stream ended: {end}");
-    } else if refusals.may() {
+    } else if !began && lines.wrong() {
         warn!(%address, id, reason = end.label(), "stream refused: {end}");
     }
     metrics.stream_ended(end.label());
@@ -168,10 +190,12 @@ impl Session {
         let claim = claim(&hello, caller)?;
         let member = admit(&index, &claim)?;
         let record = Record::new(claim, member.name.clone(), caller.peer.address, &hello);
-        info!(
-            workload = %record.name, id = record.claim.id.as_str(), address = %record.address,
-            version = record.proxy_version, feature_level = record.feature_level, "stream began"
-        );
+        if shared.lines.stream() {
+            info!(
+                workload = %record.name, id = record.claim.id.as_str(), address = %record.address,
+                version = record.proxy_version, feature_level = record.feature_level, "stream began"
+            );
+        }
         let seat = shared.registry.sit(record);
         let rules_due = snapshot.serves_rules();
         Ok(Session { seat, snapshot, index, sent: None, rules_due, wanted: Wanted::new(Instant::now()), shared })
@@ -246,8 +270,9 @@ impl Session {
         let level = self.seat.record.feature_level;
         let beyond = workload.rules.iter().filter(|rule| rule.feature > level);
         let beyond: Vec<String> = beyond.map(|rule| format!("{}/{}", rule.namespace, rule.name)).collect();
-        if !beyond.is_empty() {
-            warn!(workload = %member.name, level, rules = ?beyond, "the proxy is too old for these rules: it denies by them");
+        if !beyond.is_empty() && self.shared.lines.wrong() {
+            let (count, some) = (beyond.len(), &beyond[..beyond.len().min(NAMES_SHOWN)]);
+            warn!(workload = %member.name, level, count, rules = ?some, "the proxy is too old for these rules: it denies by them");
         }
         let published = self.sent.is_some().then_some(self.snapshot.since);
         self.seat.record.sent(&workload.revision, published, beyond);
@@ -268,7 +293,7 @@ impl Session {
                 let record = &self.seat.record;
                 let propagated = record.acked(&ack);
                 self.shared.metrics.acked(ack.problem.is_empty(), propagated);
-                if !ack.problem.is_empty() {
+                if !ack.problem.is_empty() && self.shared.lines.wrong() {
                     warn!(workload = %record.name, problem = record.told().problem, "the proxy refused its rules");
                 }
             }

@@ -51,7 +51,7 @@ impl Fixture {
             snapshots,
             registry: Arc::default(),
             metrics: Arc::default(),
-            refusals: Arc::default(),
+            lines: Arc::default(),
             shutdown: CancellationToken::new(),
         };
         Fixture { publish, shared }
@@ -411,4 +411,57 @@ async fn a_proxy_that_goes_leaves_its_seat() {
         }
     };
     timeout(Duration::from_secs(20), gone).await.unwrap();
+}
+
+/// Counts what is logged on this thread, which is all of a test's runtime.
+#[derive(Clone, Default)]
+struct Logged(Arc<std::sync::atomic::AtomicUsize>);
+
+impl tracing::Subscriber for Logged {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event() && metadata.target().starts_with("countersign_controller")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        if *event.metadata().level() <= tracing::Level::INFO {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn a_proxy_that_complains_without_end_does_not_fill_the_log() {
+    let logged = Logged::default();
+    let _guard = tracing::subscriber::set_default(logged.clone());
+    let fixture = Fixture::new(small(&[]));
+    let mut proxy = fixture.frontend().await;
+    proxy.workload().await;
+    for n in 0..1000 {
+        let (revision, problem) = (n.to_string(), format!("no {n}"));
+        proxy.say(from_proxy::Kind::Ack(Ack { revision, problem, unknown_rules: Vec::new() })).await;
+    }
+    proxy.nothing_else_came().await;
+    assert_eq!(fixture.told("uid-frontend").problem.as_deref(), Some("no 999"), "each was heard");
+    let lines = logged.0.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((1..100).contains(&lines), "{lines} lines");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_that_comes_and_goes_without_end_does_not_fill_the_log() {
+    let lines = CallerLines::default();
+    let began = (0..100_000).filter(|_| lines.stream()).count();
+    assert!((1000..10_000).contains(&began), "{began} lines");
+    assert!(lines.wrong(), "and leaves room for what went wrong");
 }
