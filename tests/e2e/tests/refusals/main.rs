@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use countersign_api::names::ALPN;
 use countersign_api::ports;
 use countersign_kit::hostile::OneByteWrites;
-use countersign_kit::mesh::MeshPod;
+use countersign_kit::mesh::{MeshPod, MeshPodSpec};
 use countersign_kit::testca::{Leaf, LeafSpec, TestCa, careless_client};
 use rustls::version::TLS13;
 use serde_json::Value;
@@ -55,6 +55,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a_meshed_intruder_is_denied_and_both_sides_log_the_same_id", intruder),
     ("an_unknown_address_in_the_mesh_is_refused_at_once", unknown_address),
     ("a_refused_tls_attempt_never_becomes_plaintext", never_plaintext),
+    ("emfile_on_accept_does_not_spin_and_is_recovered_from", emfile),
 ];
 
 const FRONTEND: &str = "spiffe://cluster.local/ns/shop/sa/frontend";
@@ -372,5 +373,48 @@ fn never_plaintext(world: &World) -> Result<()> {
     ensure!(bytes.first() == Some(&22), "the first byte is a TLS handshake: {bytes:x?}");
     ensure!(!bytes.windows(13).any(|w| w == b"secret-marker"), "the request leaked");
     ensure!(line(&world.frontend, port)?["result"] == "handshake_failed");
+    Ok(())
+}
+
+/// Seconds of CPU that a process has used.
+fn cpu(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().context("no fields")?.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(ticks as f64 / 100.0) // USER_HZ, the same on every Linux
+}
+
+fn emfile(world: &World) -> Result<()> {
+    let pod = world.mesh.pod(MeshPodSpec::new("starved", "starved", 16))?;
+    let pid = pod.with_sidecar(|sidecar| Ok(sidecar.pid()))?;
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+    let limit = format!("--nofile={0}:{0}", open + 8);
+    let starve = pod.command("prlimit").args(["--pid", &pid.to_string(), &limit]);
+    let rootless = world.mesh.net().inside().rootless();
+    if rootless { starve } else { starve.uid(ports::PROXY_UID) }.succeed()?;
+    let (address, before) = (addresses(&pod, world.port())[0], cpu(pid)?);
+    world.stranger.run(|| async {
+        let mut held = Vec::new();
+        for _ in 0..100 {
+            held.push(TcpStream::connect(address).await?); // the kernel's queue takes what we cannot
+        }
+        // Until the first are cut for their silence: all that time the listener is readable, and has no file for anybody.
+        let first = held.first_mut().context("none was held")?;
+        timeout(LIMIT, first.read(&mut [0; 1])).await.context("it was not cut")?.ok();
+        anyhow::Ok(())
+    })?;
+    let used = cpu(pid)? - before;
+    let log = pod.with_sidecar(|sidecar| Ok(sidecar.log()))?;
+    ensure!(log.iter().any(|line| line.contains("accept failed")), "it was never out of files");
+    ensure!(used < 0.5, "{used} s of CPU in {FIRST_BYTES:?}: it spins");
+    let port = world.port();
+    let address = addresses(&pod, port)[0];
+    world.stranger.run(|| async {
+        let mut io = TcpStream::connect(address).await?;
+        io.write_all(b"GET / HTTP/1.1\r\n\r\n").await?;
+        timeout(LIMIT, io.read(&mut [0; 1])).await.context("it did not recover")?.ok();
+        anyhow::Ok(())
+    })?;
+    ensure!(line(&pod, port)?["result"] == "plaintext_refused");
     Ok(())
 }
