@@ -1,0 +1,137 @@
+//! Certificates that live for ten seconds: they end, and they are renewed.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use countersign_kit::mesh::{MeshPod, MeshPodSpec};
+use countersign_kit::{Inside, wait_until};
+use serde_json::Value;
+
+use crate::stage::{SOON, Stage, status_until, text};
+use crate::talk::{End, Talk, account, exchange, refused};
+
+/// The shortest that the CA grants.
+const SHORT: &[&str] = &["--svid-ttl", "10s"];
+/// Renewals of each side that traffic is to survive.
+const RENEWALS: u64 = 3;
+/// Between two connections.
+const PACE: Duration = Duration::from_millis(20);
+
+fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// When a sidecar's own SVID ends, in Unix seconds.
+fn end_of_svid(pod: &MeshPod) -> Result<f64> {
+    pod.admin("/status")?["credentials"]["not_after"].as_f64().context("no SVID")
+}
+
+pub fn ca_away(inside: &Inside) -> Result<()> {
+    let stage = Stage::with_args(inside, SHORT)?;
+    let steady = stage.mesh.pod(MeshPodSpec::new("steady", "client", 33))?;
+    let mut open = Talk::open(&stage.client, stage.address())?;
+    stage.mesh.stop_ca();
+    let made_with = end_of_svid(&stage.client)?.min(end_of_svid(&stage.server)?);
+
+    // Traffic goes on, also over new connections.
+    exchange(&stage.client, stage.address())?;
+    open.say("still here\n")?;
+
+    // The connection ends with the earlier certificate of the two that it was made with.
+    let local = open.local;
+    ensure!(open.end(SOON)? == End::Reset);
+    let late = unix_now() - made_with;
+    ensure!((-0.1..2.5).contains(&late), "it ended {late} s after the certificate");
+    // Both sides know when; whoever is a moment earlier ends it, and says why.
+    let expired = |line: &Value| line["result"] == "credentials_expired" && line["blame"] == "control_plane";
+    let line = account(&stage.client, local)?;
+    if !expired(&line) {
+        ensure!(line["result"] == "peer_reset", "{line}");
+        stage.server.access_line(expired)?;
+    }
+
+    // Renewals that came before the CA went may have left either side some seconds.
+    for pod in [&stage.client, &stage.server] {
+        let status = status_until(pod, |status| status["credentials"]["expired"] == true)?;
+        ensure!(status["ready"] == false, "ready without an SVID: {status}");
+        ensure!(status["ca"]["failures_in_a_row"].as_u64() > Some(0), "{status}");
+        text(&status, "/ca/last_error/text")?;
+    }
+    let line = refused(&stage.client, stage.address())?;
+    ensure!(line["result"] == "svid_expired" && line["blame"] == "control_plane", "{line}");
+    // One whose own certificate is good meets the server's.
+    let line = refused(&steady, stage.address())?;
+    ensure!(line["result"] == "handshake_failed", "{line}");
+    let line = stage.server.access_line(|line| line["result"] == "svid_expired")?;
+    ensure!(line["direction"] == "inbound" && line["blame"] == "control_plane", "{line}");
+
+    stage.mesh.start_ca()?;
+    wait_until(SOON, || exchange(&stage.client, stage.address()))?;
+    exchange(&steady, stage.address())?;
+    status_until(&stage.client, |status| status["ready"] == true)?;
+    Ok(())
+}
+
+/// Which of its SVIDs a sidecar has in force, and how many it had.
+fn svid(pod: &MeshPod) -> Result<(String, u64)> {
+    let status = pod.admin("/status")?;
+    Ok((text(&status, "/credentials/serial")?, status["ca"]["renewals"].as_u64().context("no count of renewals")?))
+}
+
+pub fn renewals(inside: &Inside) -> Result<()> {
+    let stage = Stage::with_args(inside, SHORT)?;
+    let began = Instant::now();
+    let firsts = [svid(&stage.client)?.1, svid(&stage.server)?.1];
+    let mut serial = svid(&stage.client)?.0;
+    // Each connection, and whether the own SVID was seen to be another than before the last one.
+    let mut used: Vec<(SocketAddr, bool)> = Vec::new();
+    let mut kept_alive = Talk::open(&stage.client, stage.address())?;
+    let mut cut = Vec::new();
+    loop {
+        let (now, renewals) = svid(&stage.client)?;
+        let renewed = now != std::mem::replace(&mut serial, now.clone());
+        let local = exchange(&stage.client, stage.address())
+            .with_context(|| format!("connection {} after {renewals} renewals", used.len()))?;
+        used.push((local, renewed));
+        if !(kept_alive.outlives(PACE)? && kept_alive.say("ping\n").is_ok()) {
+            let next = Talk::open(&stage.client, stage.address())?;
+            cut.push(std::mem::replace(&mut kept_alive, next).local);
+        }
+        let counts = [renewals, svid(&stage.server)?.1];
+        if counts.iter().zip(firsts).all(|(count, first)| *count >= first + RENEWALS) {
+            break;
+        }
+        ensure!(began.elapsed() < Duration::from_secs(60), "renewals in a minute: {counts:?}");
+    }
+    account(&stage.client, used.last().context("no connection")?.0)?;
+    let log = accounts(&stage.client)?;
+    ensure!(!cut.is_empty(), "no connection met the end of its certificates");
+    // A port that a reset gave back may have been taken again.
+    let ended = |line: &Value| line["result"] == "credentials_expired" || line["result"] == "peer_reset";
+    for local in cut {
+        let lines = stage.client.access_log();
+        let mut its = lines.iter().filter(|line| line["source_address"] == local.to_string());
+        ensure!(its.any(ended), "{local} ended for another reason: {lines:#?}");
+    }
+    let mut before_was_fresh = true;
+    let mut reused = 0;
+    for (local, renewed) in &used {
+        let line = log.get(local).with_context(|| format!("no account of {local}"))?;
+        ensure!(line["result"] == "ok", "{line}");
+        let fresh = line["reused"] == false;
+        // The renewal may have come between our look at it and the connection before.
+        ensure!(!renewed || fresh || before_was_fresh, "a link of the old certificate was used again: {line}");
+        before_was_fresh = fresh;
+        reused += usize::from(!fresh);
+    }
+    ensure!(reused * 2 > used.len(), "of {} connections only {reused} used a link again", used.len());
+    Ok(())
+}
+
+/// The access log so far, by the app's end of each connection.
+fn accounts(pod: &MeshPod) -> Result<HashMap<SocketAddr, Value>> {
+    let lines = pod.access_log().into_iter().filter(|line| line["direction"] == "outbound");
+    lines.map(|line| Ok((text(&line, "/source_address")?.parse()?, line))).collect()
+}

@@ -1,0 +1,73 @@
+//! Promises about what happens while the parts around the data path come and go: controller, CA, certificates, rules, endpoints,
+//! the sidecars themselves; and about what all of them tell.
+//!
+//! Each test has a mesh of its own (`stage`), because it breaks something.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod controller;
+mod credentials;
+mod domains;
+mod egress;
+mod ending;
+mod endpoints;
+mod intercept;
+mod modes;
+mod observe;
+mod openmetrics;
+mod pool;
+mod rules;
+mod stage;
+mod talk;
+
+use anyhow::Result;
+use countersign_kit::Inside;
+
+type Test = fn(&Inside) -> Result<()>;
+
+fn main() -> std::process::ExitCode {
+    countersign_e2e::run(TESTS, Ok, |_| ())
+}
+
+const TESTS: &[(&str, Test)] = &[
+    // First those that wait longest.
+    ("renewals_fail_no_new_connection_and_the_old_links_are_not_used_again", credentials::renewals),
+    ("without_the_ca_traffic_ends_with_the_svid_and_comes_back_with_the_ca", credentials::ca_away),
+    ("without_the_controller_known_addresses_and_rules_go_on", controller::known_goes_on),
+    ("without_the_controller_a_cold_address_is_refused_within_a_second", controller::cold_is_refused),
+    ("a_restarted_controller_finds_the_same_revision_and_costs_no_connection", controller::restarted),
+    ("a_new_allow_bites_within_two_seconds", rules::new_allow),
+    ("a_removed_rule_ends_the_connection_that_it_allowed_and_no_other", rules::removed_rule),
+    ("a_bad_rule_file_is_named_and_the_last_good_one_holds", rules::bad_file),
+    ("a_deny_ends_what_is_open_and_its_removal_opens_again", rules::deny_and_back),
+    ("an_audit_rule_only_reports", rules::audit_rule),
+    ("the_audit_posture_admits_and_says_what_it_would_deny", rules::audit_posture),
+    ("bad_labels_are_the_strictest_and_named", rules::bad_labels),
+    ("permissive_refuses_plaintext_from_a_meshed_address", modes::meshed_source),
+    ("permissive_relays_a_known_unmeshed_source_at_once", modes::unmeshed_source),
+    ("permissive_gives_an_unknown_source_half_a_second", modes::unknown_source),
+    ("a_strict_port_opened_to_strangers_is_the_only_one_open_to_them", modes::opened_port),
+    ("mesh_only_refuses_whoever_is_not_meshed", egress::mesh_only),
+    ("any_egress_passes_and_counts_plaintext_inside_the_mesh", egress::any),
+    ("a_draining_sidecar_serves_to_the_end_of_its_connections_and_exits_0", ending::drained),
+    ("the_drain_deadline_cuts_and_exits_3", ending::deadline),
+    ("a_second_signal_cuts_at_once", ending::second_signal),
+    ("a_second_connection_uses_the_first_ones_link", pool::reused),
+    ("a_server_side_killed_between_two_uses_costs_no_connection", pool::killed),
+    ("a_server_side_drained_just_before_a_use_costs_no_connection", pool::drained),
+    ("a_link_closed_just_as_it_is_used_again_costs_no_connection", pool::crossed),
+    ("an_endpoint_whose_app_is_down_gives_way_to_another", endpoints::app_down),
+    ("an_endpoint_that_is_gone_gives_way_to_another", endpoints::gone),
+    ("with_no_ready_endpoint_the_refusal_says_so", endpoints::none_ready),
+    ("an_endpoint_that_is_somebody_else_gets_not_a_byte", endpoints::somebody_else),
+    ("installing_the_redirect_twice_is_installing_it_once", intercept::twice),
+    ("a_lost_redirect_rule_is_named_and_mended_under_traffic", intercept::lost_rule),
+    ("a_removed_redirect_leaves_nothing", intercept::removed),
+    ("every_process_tells_its_metrics_in_openmetrics", observe::metrics),
+    ("the_access_log_tells_both_identities_rule_revision_and_group", observe::access_log),
+    ("status_shows_every_process", observe::status),
+    ("a_config_dump_holds_no_secret", observe::config_dump),
+    ("the_log_level_changes_while_it_runs", observe::log_level),
+    ("the_health_port_answers_nothing_else", observe::health_port),
+    ("two_trust_domains_do_not_mix", domains::apart),
+];

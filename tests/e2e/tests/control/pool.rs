@@ -1,0 +1,114 @@
+//! Links that wait for another use, and what may happen to them meanwhile.
+
+use anyhow::{Context as _, Result, ensure};
+use countersign_api::ports;
+use countersign_kit::mesh::MeshPodSpec;
+use countersign_kit::{Inside, wait_for};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::endpoints::SERVICE;
+use crate::openmetrics;
+use crate::stage::{CLIENT_ID, PORT, SERVER_ID, SOON, Stage, at, http, listeners_closed, signal};
+use crate::talk::{Echo, Talk, account, exchange};
+
+pub fn reused(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    let lines: Vec<Value> =
+        (0..2).map(|_| account(&stage.client, exchange(&stage.client, stage.address())?)).collect::<Result<_>>()?;
+    stage.server.access_line(|line| line["reused"] == true)?;
+    let theirs = stage.server.access_log();
+    ensure!(theirs.len() == 2, "{theirs:?}");
+    for (line, expected) in lines.iter().zip([false, true]).chain(theirs.iter().zip([false, true])) {
+        ensure!(line["reused"] == expected && line["result"] == "ok", "{line}");
+        ensure!(line["source_id"] == CLIENT_ID && line["destination_id"] == SERVER_ID, "{line}");
+    }
+    // Both came over one TCP connection.
+    ensure!(theirs[0]["source_address"] == theirs[1]["source_address"], "{theirs:?}");
+    // Two at once are never on one link.
+    let mut one = Talk::open(&stage.client, stage.address())?;
+    let mut another = Talk::open(&stage.client, stage.address())?;
+    let (one_local, another_local) = (one.local, another.local);
+    one.finish()?;
+    another.finish()?;
+    let kept = [account(&stage.client, one_local)?, account(&stage.client, another_local)?];
+    ensure!(kept[0]["reused"] == true && kept[1]["reused"] == false, "{kept:?}");
+    Ok(())
+}
+
+pub fn killed(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    for round in 0..5 {
+        exchange(&stage.client, stage.address())?;
+        stage.server.stop_sidecar();
+        stage.mesh.start_sidecar(&stage.server)?;
+        let local = exchange(&stage.client, stage.address()).with_context(|| format!("round {round}"))?;
+        let line = account(&stage.client, local)?;
+        ensure!(line["reused"] == false && line["result"] == "ok", "{line}");
+    }
+    Ok(())
+}
+
+/// The app dials while its own sidecar is held still, so that all the server side did meanwhile lies before it when it takes the
+/// kept link.
+pub fn drained(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    exchange(&stage.client, stage.address())?;
+    signal(&stage.client, Signal::SIGSTOP)?;
+    let mut waiting = Talk::dial(&stage.client, stage.address())?;
+    waiting.tell("over\n")?;
+    signal(&stage.server, Signal::SIGTERM)?;
+    let status = stage.server.with_sidecar(|sidecar| sidecar.wait(SOON))?;
+    ensure!(status.code() == Some(0), "an idle link held the drain up: {status}");
+    stage.mesh.start_sidecar(&stage.server)?;
+    signal(&stage.client, Signal::SIGCONT)?;
+    waiting.greeted()?;
+    waiting.hear("over\n")?;
+    let local = waiting.local;
+    waiting.finish()?;
+    let line = account(&stage.client, local)?;
+    ensure!(line["reused"] == false && line["result"] == "ok", "{line}");
+    Ok(())
+}
+
+/// The server side says `CLOSING` while `OPEN` is under way to it: what it says is held back on the client's doorstep, so that the
+/// two cross for certain.
+pub fn crossed(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    let second = stage.mesh.pod(MeshPodSpec::new("server-2", "server", 36))?;
+    let second_app = Echo::start(&second, PORT)?;
+    stage.mesh.service("shop", "server", 10, &[(SERVICE.port(), PORT)])?;
+    stage.mesh.settle(&[&stage.server, &second])?;
+    // With one connection open to the second, the next is drawn to the first, to which a link is kept.
+    let _held = Talk::open(&stage.client, at(&second, PORT))?;
+    exchange(&stage.client, SERVICE)?;
+    let reused = || -> Result<f64> {
+        let metrics = http(stage.mesh.system(), stage.client.v4().into(), ports::PROXY_HEALTH, "GET", "/metrics")?;
+        let metrics = openmetrics::parse(&metrics.body)?;
+        Ok(metrics
+            .samples("countersign_pool_takes_total")
+            .filter(|s| s.labels["result"] == "reused")
+            .map(|s| s.value)
+            .sum())
+    };
+    ensure!(stage.echo.greeted() == 1 && reused()? == 0.0);
+
+    stage.client.nft(&format!(
+        "table inet doorstep {{\n chain c {{\n type filter hook prerouting priority -300\n ip saddr {} tcp sport {PORT} drop\n }}\n}}\n",
+        stage.server.v4()
+    ))?;
+    signal(&stage.server, Signal::SIGTERM)?;
+    listeners_closed(&stage, &stage.server)?;
+    let mut talk = Talk::dial(&stage.client, SERVICE)?;
+    talk.tell("over\n")?;
+    wait_for(SOON, "the kept link is used", || reused().is_ok_and(|count| count == 1.0))?;
+    stage.client.nft("delete table inet doorstep")?;
+
+    talk.greeted()?;
+    talk.hear("over\n")?;
+    talk.finish()?;
+    let line = account(&stage.client, talk.local)?;
+    ensure!(line["result"] == "ok" && line["upstream_address"] == at(&second, PORT).to_string(), "{line}");
+    ensure!((stage.echo.greeted(), second_app.greeted()) == (1, 2), "not once, and at the second");
+    Ok(())
+}
