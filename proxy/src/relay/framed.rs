@@ -98,6 +98,7 @@ pub fn relay<'a>(
     let mut relay = Relay {
         accepted: side == Side::Server,
         app_eof: held.fin,
+        app_deaf: false,
         net_fin: false,
         app_shut: false,
         end: sealed.err().map(|error| End::PeerGone(Some(error))),
@@ -121,6 +122,8 @@ struct Relay<'a> {
     prefix: Vec<u8>,
     accepted: bool,
     app_eof: bool,
+    /// The app takes nothing more: it was reset. What it said before that is still on its way.
+    app_deaf: bool,
     net_fin: bool,
     app_shut: bool,
     end: Option<End>,
@@ -198,6 +201,10 @@ impl Relay<'_> {
                 Poll::Ready(Ok(())) => {}
             }
             let length = read.filled().len();
+            if length == 0 && self.app_deaf {
+                self.end = Some(End::AppReset); // not a clean end: the write before has told
+                return Ok(false);
+            }
             let prefix = std::mem::take(&mut self.prefix);
             if length == 0 {
                 self.app_eof = true;
@@ -225,7 +232,7 @@ impl Relay<'_> {
         }
         let mut blocked = false;
         let mut inner = Context::from_waker(cx.waker());
-        let Self { side, app, link, flow, accepted, net_fin, end, held, .. } = self;
+        let Self { side, app, link, flow, accepted, app_eof, app_deaf, net_fin, end, held, .. } = self;
         let received = match side {
             Side::Client => &mut flow.received,
             Side::Server => &mut flow.sent,
@@ -252,14 +259,19 @@ impl Relay<'_> {
                 *net_fin = true;
                 Ok(Took::Stop)
             }
+            Event::Data(_) if *accepted && !*net_fin && *app_deaf => Ok(Took::All),
             Event::Data(data) if *accepted && !*net_fin => match Pin::new(&mut **app).poll_write(&mut inner, data) {
                 Poll::Ready(Ok(written)) => {
                     *received += written as u64;
                     Ok(if written == data.len() { Took::All } else { Took::Some(written) })
                 }
-                Poll::Ready(Err(_)) => {
+                Poll::Ready(Err(_)) if *app_eof => {
                     *end = Some(End::AppReset);
                     Ok(Took::Stop)
+                }
+                Poll::Ready(Err(_)) => {
+                    *app_deaf = true;
+                    Ok(Took::All)
                 }
                 Poll::Pending => {
                     blocked = true;

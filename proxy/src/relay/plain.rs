@@ -34,25 +34,32 @@ pub async fn splice(
     let mut forth = Half { waiting: first, ..Half::default() };
     let mut back = Half::default();
     poll_fn(|cx| {
-        match forth.poll(cx, client, server, &mut flow.sent) {
-            Err(Fault::Source) => return Poll::Ready(PlainEnd::ClientReset),
-            Err(Fault::Sink) => return Poll::Ready(PlainEnd::ServerReset),
-            Ok(()) => {}
+        if let Err(Fault) = forth.poll(cx, client, server, &mut flow.sent) {
+            return Poll::Ready(PlainEnd::ClientReset);
         }
-        match back.poll(cx, server, client, &mut flow.received) {
-            Err(Fault::Source) => return Poll::Ready(PlainEnd::ServerReset),
-            Err(Fault::Sink) => return Poll::Ready(PlainEnd::ClientReset),
-            Ok(()) => {}
+        if let Err(Fault) = back.poll(cx, server, client, &mut flow.received) {
+            return Poll::Ready(PlainEnd::ServerReset);
         }
-        if forth.over && back.over { Poll::Ready(PlainEnd::Done) } else { Poll::Pending }
+        match (forth.over, back.over) {
+            (Some(Over::Deaf), Some(_)) => Poll::Ready(PlainEnd::ServerReset),
+            (Some(_), Some(Over::Deaf)) => Poll::Ready(PlainEnd::ClientReset),
+            (Some(Over::Well), Some(Over::Well)) => Poll::Ready(PlainEnd::Done),
+            _ => Poll::Pending,
+        }
     })
     .await
 }
 
-/// Whose socket failed.
-enum Fault {
-    Source,
-    Sink,
+/// The socket that is read failed.
+struct Fault;
+
+/// How one half ended.
+#[derive(Clone, Copy)]
+enum Over {
+    /// By an end of what is read, passed on.
+    Well,
+    /// What is written to was reset. What it said before that is still on its way: the other half goes on to its end.
+    Deaf,
 }
 
 #[derive(Default)]
@@ -60,7 +67,7 @@ struct Half {
     /// Read, and not yet written. The source is not read while there is some.
     waiting: Vec<u8>,
     eof: bool,
-    over: bool,
+    over: Option<Over>,
 }
 
 impl Half {
@@ -72,25 +79,26 @@ impl Half {
         to: &mut TcpStream,
         count: &mut u64,
     ) -> Result<(), Fault> {
-        while !self.over {
+        while self.over.is_none() {
             if !self.waiting.is_empty() {
-                match write_some(cx, to, &self.waiting, count).map_err(|_| Fault::Sink)? {
-                    None => return Ok(()),
-                    Some(n) if n == self.waiting.len() => self.waiting = Vec::new(),
-                    Some(n) => drop(self.waiting.drain(..n)),
+                match write_some(cx, to, &self.waiting, count) {
+                    Err(_) => self.over = Some(Over::Deaf),
+                    Ok(None) => return Ok(()),
+                    Ok(Some(n)) if n == self.waiting.len() => self.waiting = Vec::new(),
+                    Ok(Some(n)) => drop(self.waiting.drain(..n)),
                 }
                 continue;
             }
             if self.eof {
                 let _ = Pin::new(&mut *to).poll_shutdown(cx);
-                self.over = true;
+                self.over = Some(Over::Well);
                 return Ok(());
             }
             let blocked = with_network_buffer(|buffer| {
                 let mut read = ReadBuf::new(buffer);
                 match Pin::new(&mut *from).poll_read(cx, &mut read) {
                     Poll::Pending => return Ok(true),
-                    Poll::Ready(Err(_)) => return Err(Fault::Source),
+                    Poll::Ready(Err(_)) => return Err(Fault),
                     Poll::Ready(Ok(())) => {}
                 }
                 let bytes = read.filled();
@@ -98,8 +106,10 @@ impl Half {
                     self.eof = true;
                     return Ok(false);
                 }
-                let written = write_some(cx, to, bytes, count).map_err(|_| Fault::Sink)?.unwrap_or(0);
-                self.waiting.extend_from_slice(&bytes[written..]);
+                match write_some(cx, to, bytes, count) {
+                    Err(_) => self.over = Some(Over::Deaf),
+                    Ok(written) => self.waiting.extend_from_slice(&bytes[written.unwrap_or(0)..]),
+                }
                 Ok(false)
             })?;
             if blocked {

@@ -382,3 +382,50 @@ async fn plain_relay_keeps_half_close_and_reset() {
     reset(client);
     assert_eq!(side.await.unwrap(), PlainEnd::ClientReset);
 }
+
+/// A server that answers, and closes without reading what was sent to it: its kernel resets. What its client, which sends until it
+/// meets that reset, then finds.
+async fn answer_early(mut client: TcpStream, mut server: TcpStream) -> Vec<u8> {
+    let app = tokio::spawn(async move {
+        server.read_exact(&mut [0; 1]).await.unwrap();
+        server.write_all(b"413 too much").await.unwrap();
+    });
+    let mut answer = Vec::new();
+    let talk = async {
+        while client.write_all(&[7; 1 << 16]).await.is_ok() {}
+        let _ = client.read_to_end(&mut answer).await;
+    };
+    timeout(Duration::from_secs(10), talk).await.unwrap();
+    app.await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn what_an_app_said_before_it_was_reset_still_arrives() {
+    for _ in 0..10 {
+        let (client, server) = tcp_pair().await;
+        assert_eq!(answer_early(client, server).await, b"413 too much", "without us");
+
+        let p = pair().await;
+        tokio::spawn(async move {
+            let (end, _, mut link, _app) = ended(p.server_side).await;
+            assert!(matches!(end, End::AppReset), "{end:?}");
+            link.seal(&[IoSlice::new(&frame::RST)]).unwrap();
+            link.close().await;
+        });
+        tokio::spawn(async move {
+            let (end, _, _link, app) = ended(p.client_side).await;
+            assert!(matches!(end, End::PeerReset), "{end:?}");
+            reset(app);
+        });
+        assert_eq!(answer_early(p.client, p.server).await, b"413 too much");
+
+        let ((client, mut a), (server, mut b)) = (tcp_pair().await, tcp_pair().await);
+        tokio::spawn(async move {
+            let end = splice(&a_permit(), &mut a, Vec::new(), &mut b, &mut Flow::default()).await;
+            assert_eq!(end, PlainEnd::ServerReset);
+            reset(a);
+        });
+        assert_eq!(answer_early(client, server).await, b"413 too much");
+    }
+}
