@@ -1,4 +1,4 @@
-//! What is counted, as OpenMetrics. Counted by the steps; printed by `health`. Labels come from bounded sets of words only:
+//! What is counted, as OpenMetrics. Counted by the steps; printed by `inside`. Labels come from bounded sets of words only:
 //! never an identity, an address or a text that a caller wrote.
 
 use std::sync::atomic::AtomicU64;

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use countersign_api::ca::certificate_authority_server::{CertificateAuthority, CertificateAuthorityServer};
 use countersign_api::ca::{IssueSvidRequest, IssueSvidResponse, TrustBundle, WatchBundleRequest};
-use countersign_credentials::{Incoming, PeerInfo};
+use countersign_credentials::{Incoming, PeerInfo, grpc_server};
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
 use crate::attest::jwks::MAX_TOKEN;
@@ -33,10 +32,6 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 const GRACE: Duration = Duration::from_secs(10);
 const PING_EACH: Duration = Duration::from_secs(30);
 const PING_LIMIT: Duration = Duration::from_secs(10);
-const WINDOW: u32 = 64 * 1024;
-const HEADER_LIST: u32 = 16 * 1024;
-/// Resets that a client may send for calls we have not looked at yet (rapid reset).
-const PENDING_RESETS: usize = 20;
 
 /// The CA's gRPC service.
 pub struct Service {
@@ -58,7 +53,7 @@ impl Service {
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
         let service = CertificateAuthorityServer::new(self).max_decoding_message_size(MAX_REQUEST);
-        Server::builder()
+        grpc_server()
             .timeout(CALL_LIMIT)
             .load_shed(true)
             .concurrency_limit_per_connection(PER_CONNECTION)
@@ -67,10 +62,6 @@ impl Service {
             .max_connection_age_grace(GRACE)
             .http2_keepalive_interval(Some(PING_EACH))
             .http2_keepalive_timeout(Some(PING_LIMIT))
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .http2_max_header_list_size(HEADER_LIST)
-            .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
             .add_service(service)
             .serve_with_incoming_shutdown(incoming, shutdown)
             .await

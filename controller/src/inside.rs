@@ -1,5 +1,5 @@
-//! What the controller shows of itself: ready or not, status, a dump. Asked through `countersign_admin`, and by whoever waits for ready.
-//! A secret never leaves: there is none here but our own key, which nothing here reads.
+//! What the controller shows of itself: ready or not, status, a dump. Asked through `countersign_admin`, and by whoever waits
+//! for ready. A secret never leaves: there is none here but our own key, which nothing here reads.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What is counted, as OpenMetrics. Counted by the steps; printed by `health`. Labels come from bounded sets of words, and
+//! What is counted, as OpenMetrics. Counted by the steps; printed by `inside`. Labels come from bounded sets of words, and
 //! from the paths of bad files, of which only so many are named.
 
 use std::sync::atomic::AtomicU64;

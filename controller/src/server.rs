@@ -14,10 +14,9 @@ use std::time::Duration;
 
 use countersign_api::controller::controller_server::{Controller, ControllerServer};
 use countersign_api::controller::{FromProxy, ToProxy};
-use countersign_credentials::Incoming;
+use countersign_credentials::{Incoming, grpc_server};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use self::hello::{Claim, Refusal};
@@ -31,25 +30,16 @@ const MAX_MESSAGE: usize = 1024 * 1024;
 const STREAMS_PER_CONNECTION: u32 = 4;
 const PING_EACH: Duration = Duration::from_secs(20);
 const PING_LIMIT: Duration = Duration::from_secs(10);
-/// What a proxy may have on its way to us.
-const WINDOW: u32 = 64 * 1024;
-const HEADER_LIST: u32 = 16 * 1024;
-/// Resets that a client may send for streams we have not looked at yet (rapid reset).
-const PENDING_RESETS: usize = 20;
 
 /// Serves until `shared.shutdown`, then lets connections end.
 pub async fn serve(shared: Shared, incoming: Incoming) -> Result<(), tonic::transport::Error> {
     let connections = guard(incoming, shared.metrics.clone());
     let shutdown = shared.shutdown.clone().cancelled_owned();
     let service = ControllerServer::new(Service { shared }).max_decoding_message_size(MAX_MESSAGE);
-    Server::builder()
+    grpc_server()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .http2_keepalive_interval(Some(PING_EACH))
         .http2_keepalive_timeout(Some(PING_LIMIT))
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .http2_max_header_list_size(HEADER_LIST)
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
         .add_service(service)
         .serve_with_incoming_shutdown(connections, shutdown)
         .await

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
 use tracing::{debug, warn};
 
 use crate::Watch;
@@ -35,6 +36,13 @@ pub use connection::{Connection, PeerInfo};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Refusals logged in one second; more are counted, and the count is logged with the next.
 const LOGGED_A_SECOND: u32 = 10;
+
+/// What one client may have on its way to us, bytes; on a stream, and on all of a connection.
+const WINDOW: u32 = 64 * 1024;
+/// Headers of one request, bytes.
+const HEADER_LIST: u32 = 16 * 1024;
+/// Resets that a client may send for streams that nobody has looked at yet (rapid reset, CVE-2023-44487).
+const PENDING_RESETS: usize = 20;
 
 /// What strangers may take.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +87,15 @@ pub fn incoming(
     });
     tokio::spawn(accept_all(listener, acceptor));
     ReceiverStream::new(connections)
+}
+
+/// A gRPC server for these connections, with HTTP/2 within bounds. Time, streams and calls are the caller's to bound.
+pub fn grpc_server() -> Server {
+    Server::builder()
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .http2_max_header_list_size(HEADER_LIST)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
 }
 
 struct Acceptor {

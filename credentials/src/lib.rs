@@ -40,7 +40,7 @@ pub use files::raise_open_files;
 pub use handshake::{
     HandshakeError, accept, accept_optional, connect, connect_anonymous, negotiated_alpn_ok, server_name,
 };
-pub use incoming::{Connection, Incoming, IncomingLimits, PeerInfo, incoming};
+pub use incoming::{Connection, Incoming, IncomingLimits, PeerInfo, grpc_server, incoming};
 pub use lived::{Ended, Lived};
 pub use peer::{PeerError, PeerSlot};
 pub use places::{Full, Place, Places};

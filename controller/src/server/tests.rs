@@ -69,7 +69,7 @@ impl Fixture {
         let service = ControllerServer::new(Service { shared: self.shared.clone() });
         let connections = tokio_stream::once(Ok::<_, std::io::Error>(Guarded::for_test(far, caller)));
         // Accepting ends after this one connection; serving goes on until it is closed.
-        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(connections));
+        tokio::spawn(grpc_server().add_service(service).serve_with_incoming(connections));
         Proxy::over(in_memory(near).await).await
     }
 
