@@ -5,6 +5,7 @@
 //! It must never queue anybody, and never keep a source that holds nothing.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,14 +14,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Places {
     all: usize,
     each: usize,
-    whose: fn(IpAddr) -> IpAddr,
+    network: usize,
     taken: Mutex<Taken>,
 }
 
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    by_source: HashMap<IpAddr, usize>,
+    by_address: HashMap<IpAddr, usize>,
+    /// IPv6 only, by /64.
+    by_network: HashMap<Ipv6Addr, usize>,
 }
 
 /// One place; given back on drop.
@@ -35,26 +38,26 @@ pub struct Place {
 pub enum Full {
     /// All are taken.
     All,
-    /// This source has its share.
+    /// This source has its share, or its network has.
     Source,
 }
 
 impl Places {
-    /// So many in all, at most a quarter of them (at least one) for one source. IPv6 sources count by /64: an address there
-    /// costs nothing.
+    /// So many in all, at most a quarter of them (at least one) for one address, and at most half for one /64 of IPv6: an
+    /// address there costs nothing, yet all pods of a node may share one, and none of them may keep the others out alone.
     #[must_use]
     pub fn in_quarters(all: usize) -> Arc<Self> {
-        Self::new(all, (all / 4).max(1), network)
+        Self::new(all, (all / 4).max(1), (all / 2).max(1))
     }
 
     /// So many for each address, and no bound in all: for sources that were proven, or are bounded elsewhere.
     #[must_use]
     pub fn for_each_address(each: usize) -> Arc<Self> {
-        Self::new(usize::MAX, each, |source| source.to_canonical())
+        Self::new(usize::MAX, each, usize::MAX)
     }
 
-    fn new(all: usize, each: usize, whose: fn(IpAddr) -> IpAddr) -> Arc<Self> {
-        Arc::new(Self { all, each, whose, taken: Mutex::default() })
+    fn new(all: usize, each: usize, network: usize) -> Arc<Self> {
+        Arc::new(Self { all, each, network, taken: Mutex::default() })
     }
 
     /// A place for `source`.
@@ -62,16 +65,22 @@ impl Places {
     /// # Errors
     /// There is none.
     pub fn take(self: &Arc<Self>, source: IpAddr) -> Result<Place, Full> {
-        let source = (self.whose)(source);
+        let source = source.to_canonical();
         let mut taken = self.lock();
         if taken.all >= self.all {
             return Err(Full::All);
         }
-        let of_source = taken.by_source.entry(source).or_insert(0);
-        if *of_source >= self.each {
+        let network = network(source);
+        let of_network = network.and_then(|network| taken.by_network.get(&network)).copied();
+        if taken.by_address.get(&source).is_some_and(|count| *count >= self.each)
+            || of_network.is_some_and(|count| count >= self.network)
+        {
             return Err(Full::Source);
         }
-        *of_source += 1;
+        *taken.by_address.entry(source).or_insert(0) += 1;
+        if let Some(network) = network {
+            *taken.by_network.entry(network).or_insert(0) += 1;
+        }
         taken.all += 1;
         Ok(Place { places: Arc::clone(self), source })
     }
@@ -81,10 +90,10 @@ impl Places {
     }
 }
 
-fn network(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+fn network(source: IpAddr) -> Option<Ipv6Addr> {
+    match source {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(v6) => Some(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
     }
 }
 
@@ -92,11 +101,18 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.lock();
         taken.all -= 1;
-        if let Some(count) = taken.by_source.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                taken.by_source.remove(&self.source);
-            }
+        give_back(&mut taken.by_address, &self.source);
+        if let Some(network) = network(self.source) {
+            give_back(&mut taken.by_network, &network);
+        }
+    }
+}
+
+fn give_back<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -125,16 +141,27 @@ mod tests {
         let held: Vec<_> = (1..=4).map(|n| places.take(IpAddr::from([10, 0, 0, n])).unwrap()).collect();
         assert_eq!(places.take(at("10.0.0.9")).unwrap_err(), Full::All);
         drop(held);
-        assert!(places.lock().by_source.is_empty(), "sources are forgotten");
+        assert!(places.lock().by_address.is_empty(), "sources are forgotten");
         assert_eq!(places.lock().all, 0);
     }
 
     #[test]
     fn an_ipv6_neighbour_cannot_multiply_itself() {
         let places = Places::in_quarters(4);
-        let _one = places.take(at("fd00::1")).unwrap();
-        assert_eq!(places.take(at("fd00::2")).unwrap_err(), Full::Source);
+        let held = ["fd00::1", "fd00::2"].map(|address| places.take(at(address)).unwrap());
+        assert_eq!(places.take(at("fd00::3")).unwrap_err(), Full::Source, "half are its network's");
         assert!(places.take(at("fd00:0:0:1::1")).is_ok());
+        drop(held);
+        assert!(places.take(at("fd00::3")).is_ok());
+        assert!(places.lock().by_network.is_empty(), "networks are forgotten");
+    }
+
+    #[test]
+    fn an_ipv6_neighbour_alone_cannot_keep_out_the_pods_beside_it() {
+        let places = Places::in_quarters(8);
+        let _held: Vec<_> = (0..2).map(|_| places.take(at("fd00::1")).unwrap()).collect();
+        assert_eq!(places.take(at("fd00::1")).unwrap_err(), Full::Source);
+        assert!(places.take(at("fd00::2")).is_ok());
     }
 
     #[test]
@@ -160,6 +187,6 @@ mod tests {
         assert!(places.take(at("fd00::2")).is_ok());
         drop(held);
         assert!(places.take(at("fd00::1")).is_ok());
-        assert!(places.lock().by_source.is_empty(), "nothing is kept of who has gone");
+        assert!(places.lock().by_address.is_empty(), "nothing is kept of who has gone");
     }
 }
