@@ -149,7 +149,8 @@ impl ChannelSettings {
         let until = credentials.expires_at().min(peer.path_not_after());
         let clock = SharedClock::clone(credentials.clock());
         let (bundles, chain) = (credentials.bundles().clone(), shown(&stream));
-        Ok(Lived::new(stream, Life { until, clock, watch: Some(watch), bundles, chain, purpose: Purpose::Server }))
+        let (watch, purpose) = (Some(watch), Purpose::Server);
+        Ok(Lived::new(stream, Life { until, clock, watch, bundles, chain, purpose, most: None }))
     }
 
     async fn connect_as_nobody(
@@ -163,7 +164,8 @@ impl ChannelSettings {
             .map_err(|source| self.failed(source))?;
         let (until, clock) = (peer.path_not_after(), SharedClock::clone(clock));
         let (bundles, chain) = (bundles.clone(), shown(&stream));
-        Ok(Lived::new(stream, Life { until, clock, watch: None, bundles, chain, purpose: Purpose::Server }))
+        let purpose = Purpose::Server;
+        Ok(Lived::new(stream, Life { until, clock, watch: None, bundles, chain, purpose, most: None }))
     }
 
     fn failed(&self, source: HandshakeError) -> ChannelError {

@@ -47,18 +47,26 @@ const PENDING_RESETS: usize = 20;
 /// What strangers may take.
 #[derive(Clone, Copy, Debug)]
 pub struct IncomingLimits {
-    /// Connections at once, handshakes included; a quarter of them (at least one) for one source, IPv6 by /64. More are
-    /// closed at once, not queued.
+    /// Connections at once, handshakes included; shared out as [`Places::in_quarters`] says. More are closed at once, not
+    /// queued.
     pub connections: usize,
-    /// Handshakes at once; a quarter of them for one source as well.
+    /// Handshakes at once; shared out likewise.
     pub handshakes: usize,
     /// The time for one handshake.
     pub handshake_limit: Duration,
+    /// The time for a connection of a client that showed no certificate, handshake excluded: it is there to ask for its
+    /// first one, and must not hold a place beyond that.
+    pub nameless_limit: Duration,
 }
 
 impl Default for IncomingLimits {
     fn default() -> Self {
-        Self { connections: 16_384, handshakes: 256, handshake_limit: Duration::from_secs(5) }
+        Self {
+            connections: 16_384,
+            handshakes: 256,
+            handshake_limit: Duration::from_secs(5),
+            nameless_limit: Duration::from_secs(30),
+        }
     }
 }
 
@@ -204,6 +212,7 @@ impl Acceptor {
             bundles: credentials.bundles().clone(),
             chain: stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec(),
             purpose: Purpose::Client,
+            most: id.is_none().then_some(self.limits.nameless_limit),
         };
         Ok(Connection::new(Lived::new(stream, life), PeerInfo { id, address }, place))
     }

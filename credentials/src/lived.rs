@@ -12,6 +12,7 @@ use std::time::Duration;
 use countersign_identity::{BundleChange, BundleSet, Purpose};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 use crate::Watch;
 use crate::clock::SharedClock;
@@ -28,6 +29,9 @@ pub enum Ended {
     /// The bundle changed and does not vouch for the peer any more.
     #[error("the trust bundle no longer vouches for the peer of this connection")]
     Revoked,
+    /// A client without a certificate stayed longer than it takes to get one.
+    #[error("the time of a client without a certificate is over")]
+    Overstayed,
 }
 
 /// What a connection's life hangs on.
@@ -41,6 +45,8 @@ pub(crate) struct Life {
     /// The peer's chain as shown, leaf first; empty when it showed none.
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) purpose: Purpose,
+    /// The longest that the connection may last, whatever its credentials.
+    pub(crate) most: Option<Duration>,
 }
 
 /// A stream that fails with [`Ended`] when its credentials no longer hold.
@@ -52,7 +58,14 @@ pub struct Lived<S> {
 
 impl<S> Lived<S> {
     pub(crate) fn new(inner: S, life: Life) -> Self {
-        Self { inner, end: Box::pin(life.end()), ended: None }
+        let leave_at = life.most.map(|most| Instant::now() + most);
+        let end = async move {
+            tokio::select! {
+                ended = life.end() => ended,
+                () = come(leave_at) => Ended::Overstayed,
+            }
+        };
+        Self { inner, end: Box::pin(end), ended: None }
     }
 
     /// The stream itself.
@@ -96,6 +109,14 @@ impl Life {
         let change = credentials.bundles().compare(&self.bundles);
         self.bundles = credentials.bundles().clone();
         change != BundleChange::Lost || self.chain.is_empty() || credentials.reverify(&self.chain, self.purpose).is_ok()
+    }
+}
+
+/// Returns at that time; never if there is none.
+async fn come(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,6 +5,8 @@ use countersign_api::ca::certificate_authority_client::CertificateAuthorityClien
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
 use tonic::Status;
 
 use super::*;
@@ -132,13 +134,17 @@ struct Listening {
 }
 
 async fn listening(limits: IncomingLimits, held: Option<Credentials>) -> Listening {
+    listening_to(ClientAuth::Required, limits, held).await
+}
+
+async fn listening_to(auth: ClientAuth, limits: IncomingLimits, held: Option<Credentials>) -> Listening {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (_published, watch) = watch::channel(held.map(Arc::new));
     let refused = Refused::default();
     let counted = Arc::clone(&refused);
     let count = move |why| counted.lock().unwrap().push(why);
-    Listening { incoming: incoming(listener, watch, ClientAuth::Required, limits, count), address, refused, _published }
+    Listening { incoming: incoming(listener, watch, auth, limits, count), address, refused, _published }
 }
 
 async fn closed_at_once(address: std::net::SocketAddr) -> bool {
@@ -239,6 +245,32 @@ async fn a_handshake_that_fails_is_counted_by_its_reason() {
         tokio::task::yield_now().await;
     }
     assert_eq!(*it.refused.lock().unwrap(), ["tls"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_without_a_certificate_holds_its_place_no_longer_than_it_needs() {
+    let _frozen = freeze();
+    let clock = crate::testing::TestClock::new();
+    let ca = TestCa::new("cluster.local");
+    let mut it =
+        listening_to(ClientAuth::Optional, IncomingLimits::default(), Some(ca.credentials(CA_ID, &clock))).await;
+    let (me, limit) = (ca.credentials(ME, &clock), Duration::from_secs(5));
+    let dial = || TcpStream::connect(it.address);
+    let (bundles, shared, ca_id) = (ca.bundles(), clock.shared(), id(CA_ID));
+    let nameless = connect_anonymous(dial().await.unwrap(), &bundles, &shared, &[ALPN_H2], &ca_id, limit);
+    let (nameless, theirs) = tokio::join!(nameless, it.incoming.next());
+    let (_nameless, mut theirs) = (nameless.unwrap(), theirs.unwrap().unwrap());
+    let named = connect(TcpStream::connect(it.address).await.unwrap(), &me, &[ALPN_H2], &ca_id, limit);
+    let (named, members) = tokio::join!(named, it.incoming.next());
+    let (_named, mut members) = (named.unwrap(), members.unwrap().unwrap());
+
+    let mut byte = [0; 1];
+    advance(Duration::from_secs(29)).await;
+    assert!(timeout(Duration::ZERO, theirs.read(&mut byte)).await.is_err(), "there is time for a call");
+    advance(Duration::from_secs(2)).await;
+    let end = soon(theirs.read(&mut byte)).await.unwrap_err();
+    assert!(end.to_string().contains("without a certificate"), "{end}");
+    assert!(timeout(Duration::ZERO, members.read(&mut byte)).await.is_err(), "a member stays");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,6 @@ use countersign_identity::BundleSet;
 use rcgen::KeyPair;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::*;
 use crate::testing::{HOUR, START, TestCa, TestClock};
@@ -33,6 +32,7 @@ fn fixture(until: u64) -> Fixture {
         bundles: ca.bundles(),
         chain: ca.sign(PEER, &KeyPair::generate().unwrap(), START - 60, START + HOUR),
         purpose: Purpose::Server,
+        most: None,
     };
     let (near, far) = duplex(1024);
     Fixture { ca, clock, published, lived: Lived::new(near, life), far }
