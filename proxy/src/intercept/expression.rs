@@ -298,7 +298,8 @@ mod tests {
 
     #[test]
     fn what_is_not_exactly_ours_is_not_taken_for_it() {
-        let foreign: [(&str, &dyn Fn(&mut Writer)); 9] = [
+        type Write = dyn Fn(&mut Writer);
+        let foreign: [(&str, &Write); 9] = [
             ("meta", &|w| numbers(w, &[2, 16])),         // another register
             ("meta", &|w| numbers(w, &[1, 11])),         // the socket's group
             ("fib", &|w| numbers(w, &[1, 3, 2 | 8])),    // of the interface it came in by

@@ -11,7 +11,7 @@ struct Case {
     pool: Pool,
     key: Key,
     life: Duration,
-    servers: Vec<Box<Link>>,
+    servers: Vec<Link>,
 }
 
 impl Case {
@@ -35,7 +35,7 @@ impl Case {
             tls::accept(Replay::new(Vec::new(), accepted), &backend, limit)
         );
         let (mut link, peer) = client.unwrap();
-        self.servers.push(server.unwrap().0);
+        self.servers.push(*server.unwrap().0);
         // Past what the handshake left, so that it stands between two application connections.
         std::future::poll_fn(|cx| {
             assert!(link.poll_events(cx, &mut |_| Ok(Took::All)).is_pending());
