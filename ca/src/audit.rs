@@ -9,7 +9,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,6 +29,9 @@ pub enum AuditError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another process writes it.
+    #[error("audit log {0} is in use by another countersign-ca")]
+    InUse(PathBuf),
     /// The record is not on the disk.
     #[error("the audit record could not be written: {0}")]
     Write(String),
@@ -152,6 +158,10 @@ struct Waiting {
 /// Records that wait for the disk; who comes when it is full waits too, within its own deadline.
 const QUEUE: usize = 1024;
 
+/// So long is waited for the lock.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// The version of the record's form.
 const FORM: u32 = 1;
 
@@ -164,11 +174,14 @@ struct Line<'a> {
 }
 
 impl Audit {
-    /// Opens (or makes, 0600) the log for appending, and starts its thread. A line that a crash tore is cut off: nothing
-    /// took effect for it.
+    /// Opens (or makes, 0600) the log for appending, locks it, and starts its thread. A line that a crash tore is cut off:
+    /// nothing took effect for it.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         let open = |source| AuditError::Open { path: path.to_owned(), source };
-        let log = Log::open(path).map_err(open)?;
+        let log = Log::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => AuditError::InUse(path.to_owned()),
+            _ => open(error),
+        })?;
         let (queue, waiting) = mpsc::channel(QUEUE);
         std::thread::Builder::new().name("audit".to_owned()).spawn(move || log.serve(waiting)).map_err(open)?;
         Ok(Self { queue })
@@ -213,6 +226,7 @@ struct Log {
 impl Log {
     fn open(path: &Path) -> io::Result<Self> {
         let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
+        lock(&file)?;
         let end = file.seek(SeekFrom::End(0))?;
         let good = whole(&mut file, end)?;
         if good < end {
@@ -246,12 +260,26 @@ impl Log {
             self.file.set_len(self.good)?;
             self.torn = false;
         }
+        // Asked, not remembered: whoever makes room by cutting the log must not get it back padded with zeros.
+        self.good = self.file.metadata()?.len();
         let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
         match written {
             Ok(()) => self.good += bytes.len() as u64,
             Err(_) => self.torn = self.file.set_len(self.good).is_err(),
         }
         written
+    }
+}
+
+/// Only one process may write, since each cuts off what it did not write whole: it would cut off the other's records. The
+/// thread of one that has just ended may hold the lock for a moment.
+fn lock(file: &File) -> io::Result<()> {
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+            locked => return locked.map_err(io::Error::from),
+        }
     }
 }
 

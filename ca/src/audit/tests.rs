@@ -90,6 +90,32 @@ fn what_could_not_be_cut_off_is_cut_before_the_next_record() {
 }
 
 #[tokio::test]
+async fn two_never_write_one_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let first = Audit::open(&path).unwrap();
+    assert!(matches!(Audit::open(&path), Err(AuditError::InUse(_))));
+    let _one = first.record(&entry(), 1).await.unwrap();
+    assert_eq!(lines(&path).len(), 1);
+    drop(first);
+    let second = Audit::open(&path).unwrap();
+    let _two = second.record(&entry(), 2).await.unwrap();
+    assert_eq!(lines(&path).len(), 2);
+}
+
+#[test]
+fn a_log_that_was_cut_to_make_room_is_not_padded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let mut log = Log::open(&path).unwrap();
+    log.append(b"{\"before\":1}\n").unwrap();
+    std::fs::write(&path, "").unwrap();
+    log.append(b"{}\n").unwrap();
+    assert_eq!(log.good, 3, "to this length it is cut when a write fails");
+    assert_eq!(std::fs::read(&path).unwrap(), b"{}\n");
+}
+
+#[tokio::test]
 async fn a_closed_log_refuses() {
     let (queue, waiting) = mpsc::channel(1);
     drop(waiting);
