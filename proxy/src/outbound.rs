@@ -67,7 +67,7 @@ async fn travel(proxy: &Arc<Proxy>, app: &mut TcpStream, account: &mut Account) 
     let mut held = Held::default();
     loop {
         match route.next_hop(proxy).await? {
-            Hop::Own(address) => return own(proxy, app, address, account).await,
+            Hop::Own(address) => return own(proxy, app, address, held, account).await,
             Hop::Plain { address, inside } => {
                 if plain(proxy, app, address, inside, &mut route, account).await? {
                     return Ok(());
@@ -115,6 +115,7 @@ async fn link_to(proxy: &Proxy, address: SocketAddr, id: &SpiffeId, route: &mut 
         }
     };
     if let Some(kept) = kept {
+        route.seal();
         proxy.metrics.pool_take("reused");
         return Ok(Some(Ready { permit, link: kept.link, peer: kept.peer, key, reused: true }));
     }
@@ -126,6 +127,7 @@ async fn link_to(proxy: &Proxy, address: SocketAddr, id: &SpiffeId, route: &mut 
             return Ok(None);
         }
     };
+    route.seal();
     let began = Instant::now();
     let connected = tls::connect(io, &credentials, id, proxy.config.limits.handshake).await;
     let (result, group) = match &connected {
@@ -239,17 +241,25 @@ async fn plain(
     }
     let _load = proxy.picks.load(address);
     account.outcome.upstream = Some(address);
-    splice(proxy, &permit, app, &mut server, account).await?;
+    splice(proxy, &permit, app, Vec::new(), &mut server, account).await?;
     Ok(true)
 }
 
-/// To an address of this very pod: no network is crossed, and the own rules decide on the own identity.
-async fn own(proxy: &Proxy, app: &mut TcpStream, address: SocketAddr, account: &mut Account) -> Result<(), Stop> {
+/// To an address of this very pod: no network is crossed, and the own rules decide on the own identity. `held` is what another
+/// endpoint did not take.
+async fn own(
+    proxy: &Proxy,
+    app: &mut TcpStream,
+    address: SocketAddr,
+    held: Held,
+    account: &mut Account,
+) -> Result<(), Stop> {
     let bad = |detail: String| Refusal { result: "bad_destination", blame: Blame::App, detail };
     let destination = proxy.own.inbound(address).map_err(|why| bad(why.to_string()))?.address();
     let credentials = proxy.credentials()?;
     let who = Principal::parse(credentials.id().as_str()).map_err(|e| bad(format!("own identity: {e}")))?;
     account.outcome.security = Security::Local;
+    (account.outcome.tls_group, account.outcome.reused) = (None, false);
     account.outcome.source_id = Some(credentials.id().clone());
     account.outcome.destination_id = Some(credentials.id().clone());
     let asking = Asking::In { who: Some(Arc::new(who)), source_ip: destination.ip(), port: destination.port() };
@@ -261,13 +271,14 @@ async fn own(proxy: &Proxy, app: &mut TcpStream, address: SocketAddr, account: &
         detail: e.to_string(),
     })?;
     account.outcome.upstream = Some(destination);
-    splice(proxy, &permit, app, &mut server, account).await
+    splice(proxy, &permit, app, held.into_bytes(), &mut server, account).await
 }
 
 async fn splice(
     proxy: &Proxy,
     permit: &Permit,
     app: &mut TcpStream,
+    first: Vec<u8>,
     server: &mut TcpStream,
     account: &mut Account,
 ) -> Result<(), Stop> {
@@ -275,7 +286,7 @@ async fn splice(
     let end = tokio::select! {
         biased;
         cut = proxy.cut_plain(permit) => Err(cut),
-        end = relay::splice(permit, app, Vec::new(), server, &mut flow) => Ok(end),
+        end = relay::splice(permit, app, first, server, &mut flow) => Ok(end),
     };
     (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
     let refused = |result, blame| Stop::Refused(Refusal { result, blame, detail: String::new() });

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use countersign_identity::SpiffeId;
 use tokio::time::Instant;
 
-use crate::discovery::{Endpoint, Identity, LookupError, Who};
+use crate::discovery::{Endpoint, Identity, LookupError, Service, Who};
 use crate::outcome::Blame;
 use crate::proxy::{Proxy, Refusal};
 
@@ -45,6 +45,8 @@ pub struct Route {
     tried: Vec<SocketAddr>,
     retries: usize,
     asked_again: bool,
+    /// TLS was begun with somebody: from then on nothing of this connection goes in plaintext.
+    sealed: bool,
     last: Option<Refusal>,
 }
 
@@ -52,7 +54,15 @@ impl Route {
     /// Nothing tried yet.
     #[must_use]
     pub fn new(destination: SocketAddr) -> Self {
-        Self { destination, others: false, tried: Vec::new(), retries: 0, asked_again: false, last: None }
+        Self {
+            destination,
+            others: false,
+            tried: Vec::new(),
+            retries: 0,
+            asked_again: false,
+            sealed: false,
+            last: None,
+        }
     }
 
     /// Who is there, as known now, and which endpoint is next.
@@ -63,29 +73,52 @@ impl Route {
         if proxy.own.is_own(self.destination.ip()) {
             return Ok(Hop::Own(self.destination));
         }
-        match proxy.discovery.who(self.destination).await {
-            Err(error) => Err(no_answer(error)),
-            Ok(Who::Unknown) => Err(Refusal::control_plane(
-                "unknown_destination",
-                "the address is inside the mesh's ranges, and the controller knows nobody there",
-            )),
-            Ok(Who::Outside) => Ok(Hop::Plain { address: self.destination, inside: false }),
-            Ok(Who::NotMeshed) => Ok(Hop::Plain { address: self.destination, inside: true }),
-            Ok(Who::Endpoint(endpoint)) => Ok(hop(proxy, &endpoint)),
-            Ok(Who::Service(service)) => {
-                self.others = true;
-                let node = proxy.discovery.node().unwrap_or_default();
-                let (tried, now) = (&self.tried, Instant::now());
-                let picked = proxy.picks.pick(&service, self.destination, &node, tried, now, &mut rand::rng());
-                match picked {
-                    Some(endpoint) => Ok(hop(proxy, &endpoint)),
-                    None => Err(self.last.take().unwrap_or_else(|| {
-                        let detail = format!("no endpoint of {}/{} is ready", service.namespace, service.name);
-                        Refusal::control_plane("no_ready_endpoint", detail)
-                    })),
-                }
+        let hop = match proxy.discovery.who(self.destination).await {
+            Err(error) => return Err(no_answer(error)),
+            Ok(Who::Unknown) => {
+                return Err(Refusal::control_plane(
+                    "unknown_destination",
+                    "the address is inside the mesh's ranges, and the controller knows nobody there",
+                ));
             }
+            Ok(Who::Outside) => Hop::Plain { address: self.destination, inside: false },
+            Ok(Who::NotMeshed) => Hop::Plain { address: self.destination, inside: true },
+            Ok(Who::Endpoint(endpoint)) => hop(proxy, &endpoint),
+            Ok(Who::Service(service)) => self.pick(proxy, &service)?,
+        };
+        match hop {
+            Hop::Plain { .. } if self.sealed => Err(self.nobody_left("no_ready_endpoint", || {
+                "nobody meshed is there any more, and what began with TLS does not go on without".to_owned()
+            })),
+            hop => Ok(hop),
         }
+    }
+
+    fn pick(&mut self, proxy: &Proxy, service: &Service) -> Result<Hop, Refusal> {
+        self.others = true;
+        let node = proxy.discovery.node().unwrap_or_default();
+        let mut left_out = self.tried.clone();
+        if self.sealed {
+            let plain = service.endpoints.iter().filter(|endpoint| endpoint.identity == Identity::NotMeshed);
+            left_out.extend(plain.map(|endpoint| endpoint.address).filter(|address| !proxy.own.is_own(address.ip())));
+        }
+        let now = Instant::now();
+        match proxy.picks.pick(service, self.destination, &node, &left_out, now, &mut rand::rng()) {
+            Some(endpoint) => Ok(hop(proxy, &endpoint)),
+            None => Err(self.nobody_left("no_ready_endpoint", || {
+                format!("no endpoint of {}/{} is ready", service.namespace, service.name)
+            })),
+        }
+    }
+
+    /// The failure of the last endpoint tells more than that there is no other.
+    fn nobody_left(&mut self, result: &'static str, detail: impl FnOnce() -> String) -> Refusal {
+        self.last.take().unwrap_or_else(|| Refusal::control_plane(result, detail()))
+    }
+
+    /// TLS begins, or a kept link is used.
+    pub fn seal(&mut self) {
+        self.sealed = true;
     }
 
     /// An endpoint could not be reached, before any byte of the app was sent.
@@ -110,6 +143,7 @@ impl Route {
         if std::mem::replace(&mut self.asked_again, true) {
             return Err(refusal);
         }
+        self.last = Some(refusal);
         Ok(())
     }
 

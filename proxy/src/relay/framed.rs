@@ -58,6 +58,12 @@ impl Held {
         !self.lost
     }
 
+    /// The bytes, for where no link takes them.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     fn add(&mut self, bytes: &[u8]) {
         if self.lost || self.bytes.len() + bytes.len() > Self::MOST {
             *self = Self { bytes: Vec::new(), fin: false, lost: true };

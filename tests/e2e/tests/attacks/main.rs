@@ -32,4 +32,6 @@ pub const TESTS: &[(&str, Test)] = &[
     ("bytes_that_a_server_took_are_never_sent_twice", server::never_twice),
     ("a_server_that_speaks_before_status_is_not_heard", server::speaks_too_early),
     ("an_answer_kept_for_the_next_connection_does_not_reach_it", server::answer_beforehand),
+    ("a_broken_handshake_never_sends_a_service's_client_to_a_plain_endpoint", server::never_downgraded),
+    ("what_one_endpoint_refused_reaches_the_pod's_own_app_whole", server::refused_elsewhere),
 ];

@@ -1,8 +1,11 @@
 //! Attacks on the client side, by a server that proves the right identity and lies all the same.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use countersign_kit::mesh::{MeshPod, MeshPodSpec};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -28,6 +31,109 @@ fn liar(world: &World, port: u16, answer: Vec<u8>) -> Result<countersign_kit::Ta
         }
         Ok(heard)
     })
+}
+
+/// Ends with the first connection that fails; says how many came.
+fn count(
+    pod: &MeshPod,
+    port: u16,
+    serve: fn(TcpStream),
+) -> Result<(Arc<AtomicUsize>, countersign_kit::Task<Result<()>>)> {
+    let counter = Arc::new(AtomicUsize::new(0));
+    let (counting, at) = (Arc::clone(&counter), address(pod, port));
+    let listener = pod.run(|| async { TcpListener::bind(at).await?.into_std() })?;
+    let task = pod.start(move || async move {
+        let listener = TcpListener::from_std(listener)?;
+        while let Ok(accepted) = timeout(Duration::from_secs(3), listener.accept()).await {
+            counting.fetch_add(1, Ordering::Relaxed);
+            serve(accepted?.0);
+        }
+        Ok(())
+    })?;
+    Ok((counter, task))
+}
+
+/// Says back what it hears until the end.
+fn echo(mut io: TcpStream) {
+    tokio::spawn(async move {
+        let (mut reading, mut writing) = io.split();
+        tokio::io::copy(&mut reading, &mut writing).await?;
+        writing.shutdown().await
+    });
+}
+
+pub fn never_downgraded(world: &World) -> Result<()> {
+    // Of one service: a meshed endpoint whose handshakes are broken by whoever can, and one without a sidecar.
+    let meshed = world.mesh.pod(MeshPodSpec::new("mixed-1", "mixed", 20).without_sidecar())?;
+    let unmeshed = world.mesh.pod(MeshPodSpec::new("mixed-2", "mixed", 21).unmeshed())?;
+    let port = world.port();
+    world.mesh.service("shop", "mixed", 20, &[(port, port)])?;
+    world.mesh.settle(&[&world.frontend])?;
+    let (broken, first) = count(&meshed, port, drop)?;
+    let (plain, second) = count(&unmeshed, port, echo)?;
+    let to = std::net::SocketAddr::from(([10, 96, 0, 20], port));
+    let connections = 40;
+    for _ in 0..connections {
+        let _ = world.frontend.run(|| async {
+            let mut io = TcpStream::connect(to).await?;
+            io.write_all(b"?").await?;
+            io.shutdown().await?;
+            anyhow::Ok(timeout(LIMIT, io.read_to_end(&mut Vec::new())).await??)
+        });
+    }
+    (first.join()?, second.join()?);
+    let (broken, plain) = (broken.load(Ordering::Relaxed), plain.load(Ordering::Relaxed));
+    ensure!(broken > 0 && plain > 0, "{broken} {plain}");
+    ensure!(
+        broken + plain == connections,
+        "{broken} handshakes were broken, and {plain} connections went in plaintext"
+    );
+    Ok(())
+}
+
+pub fn refused_elsewhere(world: &World) -> Result<()> {
+    // Of one service: a liar who takes no connection, and the pod itself.
+    let liar = world.mesh.pod(MeshPodSpec::new("frontend-2", "frontend", 22).without_sidecar())?;
+    let port = world.port();
+    world.mesh.service("shop", "frontend", 22, &[(port, port)])?;
+    world.mesh.object(
+        "own.yaml",
+        "apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: own, namespace: shop}\n\
+         spec:\n  selector: {matchLabels: {app: frontend}}\n  action: Allow\n  rules: [{from: [{namespaces: [shop]}]}]\n",
+    )?;
+    world.mesh.settle(&[&world.frontend])?;
+    let ca = stolen(world)?;
+    let at = address(&liar, port);
+    let listener = liar.run(|| async { TcpListener::bind(at).await?.into_std() })?;
+    let lying = liar.start(move || async move {
+        let listener = TcpListener::from_std(listener)?;
+        let mut asked = 0;
+        while let Ok(accepted) = timeout(Duration::from_secs(3), listener.accept()).await {
+            let mut rude = Rude::accept(accepted?.0, &ca, "frontend").await?;
+            rude.hears(1).await?;
+            rude.hears(2).await?;
+            rude.say(&UNREACHABLE).await?;
+            rude.leave().await;
+            asked += 1;
+        }
+        anyhow::Ok(asked)
+    })?;
+    let (_, app) = count(&world.frontend, port, echo)?;
+    let to = std::net::SocketAddr::from(([10, 96, 0, 22], port));
+    for _ in 0..20 {
+        let answer = world.frontend.run(|| async {
+            let mut io = TcpStream::connect(to).await?;
+            io.write_all(b"order: one").await?;
+            io.shutdown().await?;
+            let mut answer = Vec::new();
+            timeout(LIMIT, io.read_to_end(&mut answer)).await.context("no answer")??;
+            anyhow::Ok(answer)
+        })?;
+        ensure!(answer == b"order: one", "{:?}", String::from_utf8_lossy(&answer));
+    }
+    app.join()?;
+    ensure!(lying.join()? > 0, "the liar was never asked");
+    Ok(())
 }
 
 /// The app's view: what came back, and whether it ended by a reset.
