@@ -63,6 +63,7 @@ const TESTS: &[(&str, Test)] = &[
     ("installing_the_redirect_twice_is_installing_it_once", intercept::twice),
     ("a_lost_redirect_rule_is_named_and_mended_under_traffic", intercept::lost_rule),
     ("a_removed_redirect_leaves_nothing", intercept::removed),
+    ("the_judge_of_openmetrics_refuses_what_is_none", openmetrics::judged),
     ("every_process_tells_its_metrics_in_openmetrics", observe::metrics),
     ("the_access_log_tells_both_identities_rule_revision_and_group", observe::access_log),
     ("status_shows_every_process", observe::status),

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_api::ports;
-use countersign_kit::Inside;
 use countersign_kit::mesh::binary;
+use countersign_kit::{Inside, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -79,7 +79,9 @@ pub fn metrics(inside: &Inside) -> Result<()> {
     for _ in 0..3 {
         exchange(&stage.client, stage.address())?;
     }
-    stage.server.access_line(|line| line["reused"] == true)?;
+    wait_for(SOON, "all accounts are closed", || {
+        (stage.client.access_log().len(), stage.server.access_log().len()) == (3, 4)
+    })?;
     let system = stage.mesh.system().v4().into();
     scrape(&stage, system, ports::CA_HEALTH, CA)?;
     let controller = scrape(&stage, system, ports::CONTROLLER_HEALTH, CONTROLLER)?;

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use countersign_kit::Inside;
 
 /// A whole exposition.
 #[derive(Debug, Default)]
@@ -142,6 +143,41 @@ impl Family {
         }
         Ok(())
     }
+}
+
+/// The judge itself is judged: what it is to refuse, it does.
+pub fn judged(_: &Inside) -> Result<()> {
+    let good = "# HELP a_seconds A.\n# TYPE a_seconds histogram\n# UNIT a_seconds seconds\n\
+                a_seconds_bucket{le=\"1.0\",x=\"\\\"\\n\"} 1\na_seconds_bucket{le=\"+Inf\",x=\"\\\"\\n\"} 2\n\
+                a_seconds_count{x=\"\\\"\\n\"} 2\n# HELP b B.\n# TYPE b counter\nb_total 3\n# EOF\n";
+    let read = parse(good)?;
+    ensure!(read.kind("b") == Some("counter") && read.samples("b_total").all(|sample| sample.value == 3.0));
+    ensure!(read.samples("a_seconds_count").all(|sample| sample.labels["x"] == "\"\n"));
+    for (from, to) in [
+        ("# EOF\n", ""),
+        ("# EOF\n", "# EOF\nb_total 4\n"),
+        ("b_total 3", "b_total 3\nb_total 3"),
+        ("b_total 3", "b 3"),
+        ("b_total 3", "b_total -3"),
+        ("b_total 3", "b_total"),
+        ("b_total 3", "b_total three"),
+        ("b_total 3", "b_total{x=\"1} 3"),
+        ("b_total 3", "b_total{x=\"1\",x=\"2\"} 3"),
+        ("b_total 3", "b_total{1x=\"1\"} 3"),
+        ("# TYPE b counter\n", ""),
+        ("# HELP b B.\n", ""),
+        ("# TYPE b counter\n", "# TYPE b counter\n# TYPE b counter\n"),
+        ("# UNIT a_seconds seconds", "# UNIT a_seconds bytes"),
+        ("le=\"+Inf\"", "le=\"2.0\""),
+        ("\"} 1\n", "\"} 3\n"),
+        ("a_seconds_count{x=\"\\\"\\n\"} 2", "a_seconds_count{x=\"\\\"\\n\"} 1"),
+        ("# EOF", "# HELP a_seconds Again.\n# EOF"),
+    ] {
+        let bad = good.replacen(from, to, 1);
+        ensure!(bad != good, "{from} is not in it");
+        ensure!(parse(&bad).is_err(), "it lets this pass:\n{bad}");
+    }
+    Ok(())
 }
 
 fn sample(line: &str) -> Result<Sample> {
