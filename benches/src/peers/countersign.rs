@@ -2,7 +2,6 @@
 //!
 //! Its pods are its own, as redirection concerns a whole pod; link and application are like the stage's.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -15,6 +14,9 @@ use super::{Guarded, Peer, Place, Up, first_line};
 use crate::stage::{APP, Stage, start_app, tune};
 
 const BINARIES: [&str; 3] = ["countersign-proxy", "countersign-ca", "countersign-controller"];
+
+/// Rules in one file.
+const FILE: usize = 250;
 
 /// What may differ in the growth runs.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +86,10 @@ impl Peer for Countersign {
         let threads = self.settings.threads.to_string();
         let proxy_args = ["--access-log", "off", "--worker-threads", &threads].map(str::to_owned).to_vec();
         let mesh = Mesh::start(Net::new(stage.inside())?, MeshSettings { proxy_args, ..MeshSettings::default() })?;
-        mesh.object("rules.yaml", &rules(self.settings.more_rules))?;
+        mesh.object("rules.yaml", &rules())?;
+        for (file, text) in more_rules(self.settings.more_rules) {
+            mesh.object(&file, &text)?;
+        }
         let frontend = mesh.pod(MeshPodSpec::new("frontend", "frontend", 51))?;
         let backend = mesh.pod(MeshPodSpec::new("backend", "backend", 52))?;
         let stranger = mesh.pod(MeshPodSpec::new("stranger", "stranger", 53).unmeshed())?;
@@ -110,15 +115,18 @@ impl Peer for Countersign {
     }
 }
 
-/// Strict, and one Allow; more of them name accounts that nobody has.
-fn rules(more: usize) -> String {
-    let mut text =
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {countersign.dev/mtls: Strict}}\n".to_owned();
-    let _ = write!(text, "{}", rule("frontend-to-backend", "frontend"));
-    for number in 0..more {
-        let _ = write!(text, "{}", rule(&format!("other-{number}"), &format!("nobody-{number}")));
-    }
-    text
+/// Strict, and one Allow.
+fn rules() -> String {
+    let strict = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {countersign.dev/mtls: Strict}}\n";
+    format!("{strict}{}", rule("frontend-to-backend", "frontend"))
+}
+
+/// Rules that name accounts which nobody has, in files of a size that the controller takes.
+fn more_rules(more: usize) -> Vec<(String, String)> {
+    let numbers: Vec<usize> = (0..more).collect();
+    let one = |number: &usize| rule(&format!("other-{number}"), &format!("nobody-{number}"));
+    let file = |part: (usize, &[usize])| (format!("rules-{}.yaml", part.0), part.1.iter().map(one).collect());
+    numbers.chunks(FILE).enumerate().map(file).collect()
 }
 
 fn rule(name: &str, account: &str) -> String {
