@@ -8,7 +8,7 @@ use countersign_admin::Log;
 use countersign_admin::log::DEFAULT_FILTER;
 use countersign_ca::config::{Args, Config, STATE_KEY};
 use countersign_ca::run;
-use countersign_credentials::{raise_open_files, system_clock};
+use countersign_credentials::{leave_no_core, raise_open_files, system_clock};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Files that are open beside connections: listeners, logs, the state's lock.
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
 async fn serve() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let log = Log::start(args.log.as_deref().unwrap_or(DEFAULT_FILTER)).context("--log")?;
+    leave_no_core();
     let config = Config::check(args, std::env::var(STATE_KEY).ok().as_deref())?;
     raise_open_files(config.max_connections.saturating_add(SPARE));
     let drain = config.drain;

@@ -4,10 +4,11 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::Value;
 
 /// A public key as any issuer of tokens publishes it.
@@ -165,6 +166,18 @@ fn a_wrong_key_ends_the_start_and_touches_nothing() {
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("wrong state key"), "{}", said(&output));
     assert_eq!(files(&place.state()), before);
+}
+
+#[test]
+fn a_crash_leaves_no_core_file_with_keys() {
+    // The one that is started inherits it.
+    let hard = getrlimit(Resource::Core).maximum;
+    setrlimit(Resource::Core, Rlimit { current: hard, maximum: hard }).unwrap();
+    let place = place();
+    let mut ca = place.start();
+    ca.signal(Signal::ABORT);
+    let status = ca.child.wait().unwrap();
+    assert_eq!((status.signal(), status.core_dumped()), (Some(Signal::ABORT.as_raw()), false));
 }
 
 #[test]

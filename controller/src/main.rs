@@ -8,7 +8,7 @@ use countersign_admin::Log;
 use countersign_admin::log::DEFAULT_FILTER;
 use countersign_controller::config::{Args, Config};
 use countersign_controller::run;
-use countersign_credentials::{IncomingLimits, raise_open_files, system_clock};
+use countersign_credentials::{IncomingLimits, leave_no_core, raise_open_files, system_clock};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Files that are open beside connections: listeners, logs, the source's watches.
@@ -29,6 +29,7 @@ fn main() -> ExitCode {
 async fn serve() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let log = Log::start(args.log.as_deref().unwrap_or(DEFAULT_FILTER)).context("--log")?;
+    leave_no_core();
     let config = Config::check(args)?;
     raise_open_files(IncomingLimits::default().connections + SPARE);
     let drain = config.drain;

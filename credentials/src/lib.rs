@@ -2,7 +2,8 @@
 //!
 //! Called by proxy, CA and controller. Read top to bottom as a connection meets it: who we are (`credentials`), whom we
 //! believe (`verify`, `peer`, `cache`), the configurations (`config`), one handshake (`handshake`), a socket (`dial`), a
-//! connection that ends with its credentials (`lived`), what strangers may hold (`places`, `files`), gRPC both ways (`channel`,
+//! connection that ends with its credentials (`lived`), what strangers may hold (`places`, `files`), what a crash
+//! leaves (`dumps`), gRPC both ways (`channel`,
 //! `incoming`), and where the SVID and the bundle come from (`ca`).
 //!
 //! It must never let a key, a token or an unverified identity out, and never fall back to plaintext or to public roots.
@@ -17,6 +18,7 @@ mod clock;
 mod config;
 mod credentials;
 mod dial;
+mod dumps;
 mod files;
 mod handshake;
 mod incoming;
@@ -36,6 +38,7 @@ pub use clock::{Clock, SharedClock, SystemClock, system_clock};
 pub use config::{ClientAuth, accept_config, connect_config, connect_config_anonymous};
 pub use credentials::{Credentials, CredentialsError};
 pub use dial::{DialError, dial, dial_host};
+pub use dumps::leave_no_core;
 pub use files::raise_open_files;
 pub use handshake::{
     HandshakeError, accept, accept_optional, connect, connect_anonymous, negotiated_alpn_ok, server_name,
