@@ -25,6 +25,8 @@ pub const LOOKUPS_PER_SECOND: u32 = 100;
 pub const LOOKUP_BURST: u32 = 200;
 /// After this long without an answer the same lookup is sent again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// Within this time a second proof that an answer is wrong does not have it asked again.
+const DISTRUST_AGAIN: Duration = Duration::from_secs(1);
 /// An answer that nobody wanted for this long is forgotten, so that the controller need not follow it for us.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -72,6 +74,8 @@ struct Entry {
     answer: Option<Answer>,
     /// When the lookup that is still unanswered was queued.
     asked: Option<Instant>,
+    /// When an answer was last dropped because it proved wrong.
+    distrusted: Option<Instant>,
     waiters: usize,
     answered: Arc<Notify>,
     used: u64,
@@ -200,11 +204,15 @@ impl Cache {
         true
     }
 
-    /// Drops an answer that proved wrong.
-    pub fn distrust(&mut self, addr: SocketAddr) {
-        if let Some(entry) = self.entries.get_mut(&addr) {
-            entry.answer = None;
-            entry.asked = None;
+    /// Drops an answer that proved wrong, where another can be asked for: one wrong endpoint of a busy service must neither use up
+    /// all lookups, nor take its other endpoints away while the controller is gone.
+    pub fn distrust(&mut self, addr: SocketAddr, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&addr) else {
+            return;
+        };
+        let just_done = entry.distrusted.is_some_and(|at| now.saturating_duration_since(at) < DISTRUST_AGAIN);
+        if self.up && !just_done {
+            (entry.answer, entry.asked, entry.distrusted) = (None, None, Some(now));
         }
     }
 

@@ -141,10 +141,34 @@ fn an_answer_that_nobody_asked_for_is_not_kept() {
 fn a_distrusted_answer_is_gone_and_asked_once_more() {
     let (mut cache, now) = up();
     learn(&mut cache, at(1), pod(), None, now);
-    cache.distrust(at(1));
+    cache.distrust(at(1), now);
     assert_eq!(known(&mut cache, at(1), now), None);
     assert_eq!(cache.say(), Some(Say::Lookup(at(1))));
     assert_eq!(cache.last_known(at(1), now), None);
+}
+
+#[test]
+fn one_wrong_endpoint_does_not_use_up_the_lookups_of_all() {
+    let (mut cache, now) = up();
+    learn(&mut cache, at(1), pod(), None, now);
+    cache.distrust(at(1), now);
+    learn(&mut cache, at(1), pod(), None, now);
+    for _ in 0..2 * LOOKUP_BURST {
+        cache.distrust(at(1), now + secs(1) - Duration::from_millis(1));
+        assert!(known(&mut cache, at(1), now).is_some());
+    }
+    assert_eq!(cache.say(), None);
+    cache.distrust(at(1), now + secs(1));
+    assert_eq!(known(&mut cache, at(1), now + secs(1)), None);
+}
+
+#[test]
+fn without_a_controller_a_wrong_endpoint_does_not_take_the_others_away() {
+    let (mut cache, now) = up();
+    learn(&mut cache, at(1), service(vec![endpoint(1, meshed()), endpoint(2, meshed())]), None, now);
+    cache.down();
+    cache.distrust(at(1), now);
+    assert!(known(&mut cache, at(1), now).is_some());
 }
 
 #[test]

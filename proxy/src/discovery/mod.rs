@@ -167,9 +167,10 @@ impl Discovery {
         answer
     }
 
-    /// Drops the remembered answer for `addr`, whose endpoint proved to be somebody else; the next [`Discovery::who`] asks.
+    /// Drops the remembered answer for `addr`, whose endpoint proved to be somebody else; the next [`Discovery::who`] asks. At most
+    /// once a second, and not while there is no controller to ask.
     pub fn distrust(&self, addr: SocketAddr) {
-        self.0.cache().distrust(canonical(addr));
+        self.0.cache().distrust(canonical(addr), Instant::now());
     }
 
     /// The rules that bind this workload, as they change; `None` until the first came.
