@@ -124,7 +124,10 @@ fn proceed(road: Road, first: &First) -> Proceed {
     let refuse = |result, detail: &str| Proceed::Refuse(Refusal { result, blame: Blame::Peer, detail: detail.into() });
     match (first.what, road) {
         (What::Ours, _) => Proceed::Mutual,
-        (What::Closed, _) => refuse("closed_early", "the peer ended before its first bytes told what it wants"),
+        (What::Reset, _) | (What::Ended, Road::Mutual) => {
+            refuse("closed_early", "the peer ended before its first bytes told what it wants")
+        }
+        // One that says nothing and waits for an answer, too.
         (_, Road::Either | Road::Plain) => Proceed::Plain,
         (What::NotTls, Road::Mutual) => refuse("plaintext_refused", "plaintext where only mutual TLS is accepted"),
         (What::OtherTls, Road::Mutual) => refuse("foreign_tls_refused", "TLS that is not the mesh's mutual TLS"),
@@ -360,4 +363,34 @@ async fn plain(
 fn refuse(io: TcpStream, account: Account, refusal: Refusal) {
     reset(io);
     account.close(refusal.result, refusal.blame, refusal.detail);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proceeds(road: Road, what: What) -> Option<bool> {
+        match proceed(road, &First { bytes: Vec::new(), what }) {
+            Proceed::Mutual => Some(true),
+            Proceed::Plain => Some(false),
+            Proceed::Refuse(_) => None,
+        }
+    }
+
+    #[test]
+    fn only_our_tls_takes_the_road_of_mutual_tls() {
+        for what in [What::OtherTls, What::NotTls, What::Silent, What::Ended, What::Reset] {
+            assert_eq!(proceeds(Road::Mutual, what), None, "{what:?}");
+        }
+        assert_eq!(proceeds(Road::Mutual, What::Ours), Some(true));
+    }
+
+    #[test]
+    fn where_both_are_taken_whatever_is_not_our_tls_is_relayed_untouched() {
+        for what in [What::OtherTls, What::NotTls, What::Silent, What::Ended] {
+            assert_eq!(proceeds(Road::Either, what), Some(false), "{what:?}");
+        }
+        assert_eq!(proceeds(Road::Either, What::Ours), Some(true));
+        assert_eq!(proceeds(Road::Either, What::Reset), None);
+    }
 }

@@ -36,8 +36,10 @@ pub enum What {
     NotTls,
     /// The deadline passed before it could be told.
     Silent,
-    /// The peer ended or reset before it could be told.
-    Closed,
+    /// The peer said all that it will say, before it could be told.
+    Ended,
+    /// The peer reset before it could be told.
+    Reset,
 }
 
 /// Reads until it can be told what the bytes are, or the deadline passes.
@@ -47,7 +49,7 @@ pub async fn read(io: &mut TcpStream, deadline: Instant) -> First {
     let what = match read {
         Err(_) => What::Silent,
         Ok(Ok(what)) => what,
-        Ok(Err(_)) => What::Closed,
+        Ok(Err(_)) => What::Reset,
     };
     First { bytes, what }
 }
@@ -62,7 +64,7 @@ async fn read_hello(io: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<What>
             Seen::More { missing } => bytes.reserve(missing.min(hello::MAX_RECORD)),
         }
         if io.read_buf(bytes).await? == 0 {
-            return Ok(What::Closed);
+            return Ok(What::Ended);
         }
     }
 }
@@ -125,5 +127,30 @@ impl AsyncWrite for Replay {
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listen::reset;
+    use crate::testing::tcp_pair;
+    use std::time::Duration;
+    use tokio::io::AsyncWriteExt as _;
+
+    async fn read_from(mut io: TcpStream) -> First {
+        read(&mut io, Instant::now() + Duration::from_secs(10)).await
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_from_a_reset() {
+        let (mut peer, io) = tcp_pair().await;
+        peer.write_all(&[22, 3]).await.unwrap();
+        peer.shutdown().await.unwrap();
+        let first = read_from(io).await;
+        assert_eq!((first.what, first.bytes.as_slice()), (What::Ended, &[22, 3][..]));
+        let (peer, io) = tcp_pair().await;
+        reset(peer);
+        assert_eq!(read_from(io).await.what, What::Reset);
     }
 }
