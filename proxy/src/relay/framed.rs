@@ -98,7 +98,10 @@ pub fn relay<'a>(
     flow: &'a mut Flow,
 ) -> impl Future<Output = End> + Send + 'a {
     let (prefix, sealed) = match side {
-        Side::Client => (held.open(), Ok(())),
+        Side::Client => {
+            flow.sent += held.bytes.len() as u64;
+            (held.open(), Ok(()))
+        }
         Side::Server => (Vec::new(), link.seal(&[IoSlice::new(&frame::status(Status::Accepted))])),
     };
     let mut relay = Relay {

@@ -247,10 +247,12 @@ async fn closing_in_place_of_accepted_leaves_every_byte_for_another_try() {
     let ((client_link, _), (mut server_link, _)) = link_pair().await;
     let (_client, client_app) = tcp_pair().await;
     let (mut server, server_app) = tcp_pair().await;
-    let _client_side = run(Side::Client, client_app, client_link, held);
+    let client_side = run(Side::Client, client_app, client_link, held);
     next_open(&mut server_link).await.unwrap();
-    let _server_side = run(Side::Server, server_app, server_link, Held::default());
+    let server_side = run(Side::Server, server_app, server_link, Held::default());
     says(&mut server, b"hello").await;
+    server_side.abort();
+    assert_eq!(ended(client_side).await.1.sent, 5, "what is sent again counts");
 }
 
 #[tokio::test]
