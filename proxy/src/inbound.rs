@@ -203,6 +203,7 @@ async fn next_open(proxy: &Proxy, link: &mut Link, peer: &Peer, mut timer: Pin<&
         () = proxy.drain.started() => {}
         () = proxy.distrusts(peer) => {}
         opened = opened(link) => match opened {
+            Ok(true) if peer.expired() => {}
             Ok(true) => return Ok(()),
             Ok(false) => return over("closed_idle", Blame::Nobody, String::new(), true),
             Err(e) => return over(e.label(), Blame::Peer, e.to_string(), false),

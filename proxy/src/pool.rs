@@ -85,7 +85,7 @@ impl Pool {
                 kept
             };
             let fresh = now.saturating_duration_since(kept.since) < self.limits.idle && kept.peer.ends > now + MARGIN;
-            if fresh && kept.link.is_quiet() {
+            if fresh && !kept.peer.expired() && kept.link.is_quiet() {
                 return Some(kept);
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_credentials::{Credentials, system_clock};
+use countersign_credentials::{Credentials, SharedClock, system_clock};
 use countersign_identity::{BundleSet, SpiffeId, Svid, TrustBundle, TrustDomain};
 use countersign_policy::{Modes, PolicySet};
 use rcgen::{
@@ -43,6 +43,11 @@ impl TestCa {
 
     /// Credentials of `account` in namespace `shop`, good for `life`.
     pub fn credentials(&self, account: &str, life: Duration) -> Arc<Credentials> {
+        self.credentials_by(account, life, system_clock())
+    }
+
+    /// The same by another clock, which may step after this.
+    pub fn credentials_by(&self, account: &str, life: Duration, clock: SharedClock) -> Arc<Credentials> {
         let id = SpiffeId::for_service_account(&self.trust_domain, "shop", account).unwrap();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -58,7 +63,7 @@ impl TestCa {
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let svid = Svid::new(vec![leaf.der().clone()], key).unwrap();
         let bundles = BundleSet::new(vec![self.bundle(1)]).unwrap();
-        Arc::new(Credentials::new(Arc::new(svid), bundles, system_clock()).unwrap())
+        Arc::new(Credentials::new(Arc::new(svid), bundles, clock).unwrap())
     }
 }
 

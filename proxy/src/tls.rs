@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::names::ALPN;
-use countersign_credentials::{Credentials, HandshakeError, PeerError};
+use countersign_credentials::{Credentials, HandshakeError, PeerError, SharedClock};
 use countersign_identity::{Purpose, SpiffeId, VerifiedId};
 use countersign_policy::Principal;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -44,12 +44,22 @@ pub struct Peer {
     pub ends: Instant,
     /// Key exchange group.
     pub group: &'static str,
+    /// The same end on the wall clock, and that clock.
+    not_after: UnixTime,
+    clock: SharedClock,
     chain: Vec<CertificateDer<'static>>,
     purpose: Purpose,
     generation: u64,
 }
 
 impl Peer {
+    /// Whether the end has come by the wall clock, which may have been set forward, or gone on while the machine slept: asked
+    /// before each application connection.
+    #[must_use]
+    pub fn expired(&self) -> bool {
+        self.clock.now() > self.not_after
+    }
+
     /// Judges the stored chain again after a change of bundle; the same bundle needs no second look.
     ///
     /// # Errors
@@ -106,9 +116,9 @@ fn finish(
     let principal = Principal::parse(id.id().as_str()).map_err(|e| {
         HandshakeError::Tls(rustls::Error::General(format!("verified id {} is no principal: {e}", id.id())))
     })?;
-    let ends = ends(id.path_not_after().min(credentials.expires_at()), credentials.clock().now());
-    let peer =
-        Peer { principal: Arc::new(principal), ends, group, chain, purpose, generation: credentials.generation(), id };
+    let (not_after, clock) = (id.path_not_after().min(credentials.expires_at()), Arc::clone(credentials.clock()));
+    let (ends, generation) = (ends(not_after, clock.now()), credentials.generation());
+    let peer = Peer { principal: Arc::new(principal), ends, group, not_after, clock, chain, purpose, generation, id };
     Ok((Box::new(Link::new(io, tls)), peer))
 }
 

@@ -3,14 +3,28 @@ use crate::first_bytes::Replay;
 use crate::testing::{TestCa, tcp_pair};
 use crate::tls;
 use crate::wire::frame::Took;
+use countersign_credentials::{Clock, SharedClock};
+use rustls::pki_types::UnixTime;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 const LIMITS: Limits = Limits { total: 3, each: 2, idle: Duration::from_secs(30) };
+
+/// A wall clock that can be set forward.
+#[derive(Debug, Default)]
+struct Steps(AtomicU64);
+
+impl Clock for Steps {
+    fn now(&self) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + self.0.load(Ordering::Relaxed)))
+    }
+}
 
 struct Case {
     pool: Pool,
     key: Key,
     life: Duration,
+    clock: Arc<Steps>,
     servers: Vec<Link>,
 }
 
@@ -22,12 +36,13 @@ impl Case {
             id: SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/backend").unwrap(),
             credentials: Generation::of(&credentials),
         };
-        Self { pool: Pool::new(LIMITS), key, life, servers: Vec::new() }
+        Self { pool: Pool::new(LIMITS), key, life, clock: Arc::default(), servers: Vec::new() }
     }
 
     async fn put(&mut self, key: Key) {
         let ca = TestCa::new("cluster.local");
-        let (frontend, backend) = (ca.credentials("frontend", self.life), ca.credentials("backend", self.life));
+        let clock = || Arc::clone(&self.clock) as SharedClock;
+        let [frontend, backend] = ["frontend", "backend"].map(|name| ca.credentials_by(name, self.life, clock()));
         let (dialled, accepted) = tcp_pair().await;
         let limit = Duration::from_secs(10);
         let (client, server) = tokio::join!(
@@ -79,6 +94,17 @@ async fn an_old_link_and_one_whose_credentials_end_are_not_used() {
     let mut case = Case::new(Duration::from_secs(2));
     case.put(case.key.clone()).await;
     assert!(case.pool.take(&case.key, Instant::now() + Duration::from_secs(1)).is_none());
+}
+
+#[tokio::test]
+async fn a_link_whose_credentials_ended_by_the_wall_clock_alone_is_not_used() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    case.put(case.key.clone()).await;
+    case.put(case.key.clone()).await;
+    case.clock.0.store(3590, Ordering::Relaxed);
+    assert!(case.pool.take(&case.key, Instant::now()).is_some());
+    case.clock.0.store(3610, Ordering::Relaxed); // a machine that slept
+    assert!(case.pool.take(&case.key, Instant::now()).is_none());
 }
 
 #[tokio::test]
