@@ -81,7 +81,8 @@ pub fn never_downgraded(world: &World) -> Result<()> {
             anyhow::Ok(timeout(LIMIT, io.read_to_end(&mut Vec::new())).await??)
         });
     }
-    (first.join()?, second.join()?);
+    first.join()?;
+    second.join()?;
     let (broken, plain) = (broken.load(Ordering::Relaxed), plain.load(Ordering::Relaxed));
     ensure!(broken > 0 && plain > 0, "{broken} {plain}");
     ensure!(
