@@ -13,8 +13,10 @@ use tokio::time::Instant;
 
 use super::{Identity, Service, Who};
 
-/// Most addresses remembered; the least recently used one gives way.
-pub const MAX_ENTRIES: usize = 4096;
+/// Most destinations, and most sources, remembered; the least recently used of its kind gives way.
+pub const MAX_REMEMBERED: [usize; 2] = [3072, 1024];
+/// Both together.
+const MAX_ENTRIES: usize = MAX_REMEMBERED[0] + MAX_REMEMBERED[1];
 /// Most sources, and most destinations, asked for that nobody has answered yet.
 pub const MAX_UNANSWERED: usize = 256;
 /// Most connections held at once for an answer about a source, and about a destination.
@@ -152,7 +154,7 @@ impl Cache {
         if ask_now && !(self.bounds[kind(addr)].budget.spend(now) && self.room_for_a_lookup(addr)) {
             return Find::TooMany;
         }
-        if !self.entries.contains_key(&addr) && self.entries.len() >= MAX_ENTRIES && !self.evict_one() {
+        if !self.entries.contains_key(&addr) && !self.room_to_remember(kind(addr)) {
             return Find::TooMany;
         }
         self.bounds[kind(addr)].waiting += 1;
@@ -298,8 +300,16 @@ impl Cache {
         oldest.map(|addr| self.forget(addr)).is_some()
     }
 
-    fn evict_one(&mut self) -> bool {
-        let idle = self.entries.iter().filter(|(_, entry)| entry.waiters == 0);
+    /// Makes room among those of a kind: strangers must not have the app's destinations forgotten, nor anybody what cannot be
+    /// learned again now.
+    fn room_to_remember(&mut self, of: usize) -> bool {
+        if self.entries.keys().filter(|addr| kind(**addr) == of).count() < MAX_REMEMBERED[of] {
+            return true;
+        }
+        if !self.up {
+            return false;
+        }
+        let idle = self.entries.iter().filter(|(addr, entry)| kind(**addr) == of && entry.waiters == 0);
         let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(addr, _)| *addr);
         oldest.map(|addr| self.forget(addr)).is_some()
     }

@@ -214,20 +214,56 @@ fn a_lookup_that_is_never_answered_is_sent_again_but_not_at_once() {
     assert_eq!((cache.say(), cache.say()), (Some(Say::Lookup(at(1))), None));
 }
 
+/// Fills the memory for destinations; gives the time it took.
+fn fill(cache: &mut Cache, mut now: Instant) -> Instant {
+    for i in 0..DESTINATIONS {
+        now += Duration::from_millis(10);
+        learn(cache, nth(i), pod(), None, now);
+    }
+    now
+}
+
+const DESTINATIONS: usize = MAX_REMEMBERED[0];
+
+fn nth(i: usize) -> SocketAddr {
+    at(u16::try_from(i + 1).unwrap())
+}
+
 #[test]
 fn the_least_recently_used_gives_way_and_the_controller_is_told() {
-    let (mut cache, mut now) = up();
-    let addr = |i: usize| at(u16::try_from(i + 1).unwrap());
-    for i in 0..MAX_ENTRIES {
-        now += Duration::from_millis(10);
-        learn(&mut cache, addr(i), pod(), None, now);
-    }
-    assert_eq!(known(&mut cache, addr(0), now), Some(pod()));
+    let (mut cache, now) = up();
+    let mut now = fill(&mut cache, now);
+    assert_eq!(known(&mut cache, nth(0), now), Some(pod()));
     now += secs(1);
-    assert!(matches!(cache.find(addr(MAX_ENTRIES), now), Find::Wait { .. }));
+    assert!(matches!(cache.find(nth(DESTINATIONS), now), Find::Wait { .. }));
     let said: Vec<_> = std::iter::from_fn(|| cache.say()).collect();
-    assert_eq!(said, [Say::Forget(addr(1)), Say::Lookup(addr(MAX_ENTRIES))]);
-    assert_eq!(cache.remembered(now, 10).0, MAX_ENTRIES);
+    assert_eq!(said, [Say::Forget(nth(1)), Say::Lookup(nth(DESTINATIONS))]);
+    assert_eq!(cache.remembered(now, 10).0, DESTINATIONS);
+}
+
+#[test]
+fn strangers_do_not_have_the_apps_destinations_forgotten() {
+    let (mut cache, mut now) = up();
+    learn(&mut cache, at(1), pod(), None, now);
+    for i in 0..2 * MAX_ENTRIES {
+        now += Duration::from_millis(10);
+        let [a, b] = u16::try_from(i).unwrap().to_be_bytes();
+        asks(&mut cache, SocketAddr::from(([10, 77, a, b], 0)), now);
+        while cache.say().is_some() {}
+    }
+    assert_eq!(cache.remembered(now, 10).0, 1 + MAX_REMEMBERED[1]);
+    assert_eq!(known(&mut cache, at(1), now), Some(pod()));
+}
+
+#[test]
+fn without_a_controller_nothing_learned_gives_way() {
+    let (mut cache, now) = up();
+    let now = fill(&mut cache, now);
+    cache.down();
+    for i in 0..100 {
+        let _ = cache.find(nth(DESTINATIONS + i), now + secs(i as u64));
+    }
+    assert!((0..DESTINATIONS).all(|i| known(&mut cache, nth(i), now).is_some()));
 }
 
 #[test]
