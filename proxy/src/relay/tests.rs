@@ -1,15 +1,21 @@
 //! Real sockets and real TLS; each test is one promise of the wire.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_credentials::{Credentials, system_clock};
+use countersign_identity::{BundleSet, TrustBundle};
+use rustls::pki_types::UnixTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
+use crate::first_bytes::Replay;
 use crate::listen::reset;
-use crate::testing::{a_permit, link_pair, tcp_pair};
+use crate::testing::{TestCa, a_permit, link_pair, tcp_pair};
+use crate::tls;
 use crate::wire::frame::{self, Event, ProtocolError, Status, Took};
 use crate::wire::link::{Link, LinkError};
 use std::io::IoSlice;
@@ -357,6 +363,29 @@ async fn quiet(link: &mut Link) {
     })
     .await;
     assert!(link.is_quiet());
+}
+
+/// A TLS 1.3 client has done its side of the handshake when the server judges its certificate.
+#[tokio::test]
+async fn a_certificate_that_the_server_side_refuses_is_told_as_that() {
+    let (ours, theirs) = (TestCa::new("cluster.local"), TestCa::new("cluster.local"));
+    let (hour, limit) = (Duration::from_secs(3600), Duration::from_secs(10));
+    let (frontend, backend) = (ours.credentials("frontend", hour), theirs.credentials("backend", hour));
+    // The client side knows both roots, the server side only its own.
+    let roots = [ours.bundle(1), theirs.bundle(1)].iter().flat_map(|bundle| bundle.roots().to_vec()).collect();
+    let both = TrustBundle::new(frontend.id().trust_domain(), 1, roots, UnixTime::now()).unwrap();
+    let bundles = BundleSet::new(vec![both]).unwrap();
+    let frontend = Credentials::new(Arc::clone(frontend.svid()), bundles, system_clock()).unwrap();
+    let (dialled, accepted) = tcp_pair().await;
+    let (client, server) = tokio::join!(
+        tls::connect(dialled, &frontend, backend.id(), limit),
+        tls::accept(Replay::new(Vec::new(), accepted), &backend, limit)
+    );
+    assert!(server.is_err());
+    let (_client, client_app) = tcp_pair().await;
+    let (end, ..) = ended(run(Side::Client, client_app, client.unwrap().0, Held::default())).await;
+    let End::PeerGone(Some(error)) = end else { panic!("{end:?}") };
+    assert_eq!(error.label(), "handshake_failed", "{error}");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use rustls::Connection;
+use rustls::{AlertDescription, Connection};
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -41,10 +41,29 @@ impl LinkError {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Io(_) => "peer_gone",
+            // A TLS 1.3 client learns of it after its own side of the handshake.
+            Self::Tls(rustls::Error::AlertReceived(alert)) if refuses_us(*alert) => "handshake_failed",
             Self::Tls(_) => "tls_broken",
             Self::Frames(_) => "protocol_error",
         }
     }
+}
+
+/// Whether the peer does not take our certificate (RFC 8446 section 6.2).
+fn refuses_us(alert: AlertDescription) -> bool {
+    use AlertDescription as A;
+    matches!(
+        alert,
+        A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::DecryptError
+            | A::CertificateRequired
+    )
 }
 
 /// What a poll for events came to.
