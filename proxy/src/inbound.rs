@@ -263,11 +263,12 @@ async fn application(
         answer(link, Status::Draining).await;
         return None;
     }
-    let mut app = match proxy.dial(destination.address()).await {
+    let mut app = match proxy.dial_app(destination).await {
         Ok(app) => app,
-        Err(e) => {
-            account.close("app_unreachable", Blame::App, e.to_string());
-            answer(link, Status::Unreachable).await;
+        Err(refusal) => {
+            let status = if refusal.blame == Blame::Us { Status::Overloaded } else { Status::Unreachable };
+            account.close(refusal.result, refusal.blame, refusal.detail);
+            answer(link, status).await;
             return None;
         }
     };
@@ -334,12 +335,9 @@ async fn plain(
         }
     };
     account.permit(&permit);
-    let mut app = match proxy.dial(destination.address()).await {
+    let mut app = match proxy.dial_app(destination).await {
         Ok(app) => app,
-        Err(e) => {
-            reset(io);
-            return account.close("app_unreachable", Blame::App, e.to_string());
-        }
+        Err(refusal) => return refuse(io, account, refusal),
     };
     account.outcome.upstream = Some(destination.address());
     let mut flow = Flow::default();

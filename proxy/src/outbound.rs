@@ -120,10 +120,10 @@ async fn link_to(proxy: &Proxy, address: SocketAddr, id: &SpiffeId, route: &mut 
         return Ok(Some(Ready { permit, link: kept.link, peer: kept.peer, key, reused: true }));
     }
     proxy.metrics.pool_take("empty");
-    let io = match proxy.dial(address).await {
+    let io = match proxy.dial_peer(address).await {
         Ok(io) => io,
-        Err(e) => {
-            route.failed(address, Refusal { result: "connect_failed", blame: Blame::Peer, detail: e.to_string() })?;
+        Err(refusal) => {
+            route.failed(address, refusal)?;
             return Ok(None);
         }
     };
@@ -229,10 +229,10 @@ async fn plain(
     let permit = proxy.permits.admit(Asking::Out { meshed: false })?;
     account.permit(&permit);
     account.outcome.source_id = proxy.own_id();
-    let mut server = match proxy.dial(address).await {
+    let mut server = match proxy.dial_peer(address).await {
         Ok(server) => server,
-        Err(e) => {
-            route.failed(address, Refusal { result: "connect_failed", blame: Blame::Peer, detail: e.to_string() })?;
+        Err(refusal) => {
+            route.failed(address, refusal)?;
             return Ok(false);
         }
     };
@@ -255,7 +255,8 @@ async fn own(
     account: &mut Account,
 ) -> Result<(), Stop> {
     let bad = |detail: String| Refusal { result: "bad_destination", blame: Blame::App, detail };
-    let destination = proxy.own.inbound(address).map_err(|why| bad(why.to_string()))?.address();
+    let own = proxy.own.inbound(address).map_err(|why| bad(why.to_string()))?;
+    let destination = own.address();
     let credentials = proxy.credentials()?;
     let who = Principal::parse(credentials.id().as_str()).map_err(|e| bad(format!("own identity: {e}")))?;
     account.outcome.security = Security::Local;
@@ -265,11 +266,7 @@ async fn own(
     let asking = Asking::In { who: Some(Arc::new(who)), source_ip: destination.ip(), port: destination.port() };
     let permit = proxy.permits.admit(asking)?;
     account.permit(&permit);
-    let mut server = proxy.dial(destination).await.map_err(|e| Refusal {
-        result: "app_unreachable",
-        blame: Blame::App,
-        detail: e.to_string(),
-    })?;
+    let mut server = proxy.dial_app(own).await?;
     account.outcome.upstream = Some(destination);
     splice(proxy, &permit, app, held.into_bytes(), &mut server, account).await
 }

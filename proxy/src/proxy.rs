@@ -10,6 +10,7 @@ use std::sync::Arc;
 use countersign_credentials::{Credentials, Places, Watch};
 use countersign_identity::SpiffeId;
 use countersign_policy::PolicySet;
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, timeout};
 
@@ -18,7 +19,7 @@ use crate::account::Account;
 use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::drain::Drain;
-use crate::intercept::guard::Own;
+use crate::intercept::guard::{InboundDestination, Own};
 use crate::metrics::Metrics;
 use crate::outcome::Blame;
 use crate::permit::{Denial, Permit, Permits, Rules};
@@ -143,11 +144,24 @@ impl Proxy {
         self.rules.borrow().clone()
     }
 
-    /// Opens a TCP connection, exempt from our own redirect, under the connect deadline.
+    /// Opens a TCP connection to the app.
     ///
     /// # Errors
-    /// What the kernel says, or `TimedOut`.
-    pub async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    /// `app_unreachable`, or `overloaded` for want of something of our own.
+    pub async fn dial_app(&self, app: InboundDestination) -> Result<TcpStream, Refusal> {
+        self.dial(app.address()).await.map_err(|e| not_dialled(&e, "app_unreachable", Blame::App))
+    }
+
+    /// Opens a TCP connection to somebody on the network.
+    ///
+    /// # Errors
+    /// `connect_failed`, or `overloaded` for want of something of our own.
+    pub async fn dial_peer(&self, address: SocketAddr) -> Result<TcpStream, Refusal> {
+        self.dial(address).await.map_err(|e| not_dialled(&e, "connect_failed", Blame::Peer))
+    }
+
+    /// Exempt from our own redirect, under the connect deadline.
+    async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let limit = self.config.limits.connect;
         match timeout(limit, countersign_credentials::dial(address, self.config.mark)).await {
             Ok(dialled) => dialled,
@@ -197,4 +211,13 @@ impl Proxy {
             }
         }
     }
+}
+
+/// Files, memory and ports are ours, and nobody else's doing.
+fn not_dialled(error: &io::Error, result: &'static str, blame: Blame) -> Refusal {
+    let ours = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::AGAIN, Errno::ADDRNOTAVAIL];
+    if Errno::from_io_error(error).is_some_and(|errno| ours.contains(&errno)) {
+        return Refusal::us("overloaded", error.to_string());
+    }
+    Refusal { result, blame, detail: error.to_string() }
 }

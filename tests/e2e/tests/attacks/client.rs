@@ -224,3 +224,30 @@ pub fn never_reads(world: &World) -> Result<()> {
     ensure!(took < Duration::from_secs(6), "{took:?}");
     Ok(())
 }
+
+pub fn no_port_left(world: &World) -> Result<()> {
+    let (port, ca) = (world.port(), stolen(world)?);
+    let to = address(&world.backend1, port);
+    let _listener = world.backend1.run(|| async { TcpListener::bind(to).await?.into_std() })?;
+    // From one address to one address and port there is one connection for each port: here, one in all.
+    const RANGE: &str = "ipv4/ip_local_port_range";
+    let range = world.backend1.inside(|| std::fs::read_to_string(format!("/proc/sys/net/{RANGE}")))?;
+    world.backend1.sysctl(RANGE, "50001 50001")?;
+    let said = world.stranger.run(|| async {
+        let mut said = Vec::new();
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            let mut rude = Rude::dial(to, &ca, "frontend", 3600).await?;
+            rude.say(&OPEN).await?;
+            said.push(rude.hears(5).await?);
+            held.push(rude);
+        }
+        anyhow::Ok(said)
+    });
+    world.backend1.sysctl(RANGE, range.trim())?;
+    let said = said?;
+    ensure!(said == [[0], [4]], "accepted, and overloaded: {said:?}");
+    let line = world.backend1.access_line(|l| l["destination_address"] == to.to_string() && l["result"] != "ok")?;
+    ensure!(line["result"] == "overloaded" && line["blame"] == "proxy", "{line}");
+    Ok(())
+}

@@ -29,6 +29,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a_refused_peer_that_goes_on_sending_is_cut", client::refused_and_sending),
     ("broken_frames_end_the_link_and_leave_nothing_behind", client::broken_frames),
     ("a_peer_that_never_reads_is_cut_when_its_certificate_ends", client::never_reads),
+    ("a_sidecar_without_a_port_blames_itself_and_says_that_it_is_overloaded", client::no_port_left),
     ("bytes_that_a_server_took_are_never_sent_twice", server::never_twice),
     ("a_server_that_speaks_before_status_is_not_heard", server::speaks_too_early),
     ("an_answer_kept_for_the_next_connection_does_not_reach_it", server::answer_beforehand),
