@@ -68,6 +68,9 @@ pub const POOL_SIZE_EACH: &str = "COUNTERSIGN_POOL_SIZE_EACH";
 /// Longest that one is kept.
 pub const POOL_IDLE_TIMEOUT: &str = "COUNTERSIGN_POOL_IDLE_TIMEOUT";
 
+/// JSON: the probes of the pod's spec, which the sidecar asks of the app in the kubelet's place ([`crate::probes`]).
+pub const PROBES: &str = "COUNTERSIGN_PROBES";
+
 // Of the proxy's sub-command `intercept`.
 
 /// User that the proxy runs as: its traffic is not redirected.

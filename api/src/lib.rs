@@ -18,3 +18,4 @@ pub mod controller {
 pub mod env;
 pub mod names;
 pub mod ports;
+pub mod probes;

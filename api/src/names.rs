@@ -18,6 +18,29 @@ pub const LABEL_POSTURE: &str = "countersign.dev/posture";
 /// Namespace label: `Any` (default) or `MeshOnly`.
 pub const LABEL_EGRESS: &str = "countersign.dev/egress";
 
+/// Label of a namespace or a pod: `enabled` or `disabled`. The pod's own goes before its namespace's.
+pub const LABEL_INJECT: &str = "countersign.dev/inject";
+/// Pod annotation that the injector leaves: JSON, what it did and with which version. Never read as a permission.
+pub const ANNOTATION_STATUS: &str = "countersign.dev/status";
+/// Prefix of the pod annotations by which a pod asks for a setting of its own sidecar.
+pub const ANNOTATION_PREFIX: &str = "proxy.countersign.dev/";
+/// Name of the sidecar's container: a pod is meshed exactly if it has one.
+pub const SIDECAR_CONTAINER: &str = "countersign-proxy";
+/// Name of the init container that sets the redirect rules.
+pub const INTERCEPT_CONTAINER: &str = "countersign-intercept";
+/// ConfigMap in every meshed namespace that holds the roots, in PEM, under [`BUNDLE_KEY`].
+pub const BUNDLE_CONFIG_MAP: &str = "countersign-bundle";
+/// Key of the roots in [`BUNDLE_CONFIG_MAP`].
+pub const BUNDLE_KEY: &str = "bundle.pem";
+/// Directory of the sidecar's projected token, whose file is `countersign-token`.
+pub const TOKEN_DIR: &str = "/var/run/secrets/tokens";
+/// Directory where [`BUNDLE_CONFIG_MAP`] is mounted.
+pub const BUNDLE_DIR: &str = "/var/run/secrets/countersign";
+/// Directory of the admin socket.
+pub const RUN_DIR: &str = "/run/countersign";
+/// Service and Deployment of the injector, and its account.
+pub const INJECTOR_ACCOUNT: &str = "countersign-injector";
+
 /// ALPN of mTLS between two proxies: tells it from an application's own TLS.
 pub const ALPN: &[u8] = b"countersign/1";
 /// ALPN of the CA's and the controller's gRPC.

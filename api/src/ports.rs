@@ -16,6 +16,10 @@ pub const CA_HEALTH: u16 = 15031;
 pub const CONTROLLER: u16 = 15040;
 /// The controller's `/livez`, `/readyz`, `/metrics`.
 pub const CONTROLLER_HEALTH: u16 = 15041;
+/// The injector's HTTPS; its service's port is 443.
+pub const INJECTOR: u16 = 15050;
+/// The injector's `/livez`, `/readyz`, `/metrics`.
+pub const INJECTOR_HEALTH: u16 = 15051;
 
 /// User id of the proxy: its own traffic is exempt from the outbound redirect.
 pub const PROXY_UID: u32 = 1337;
