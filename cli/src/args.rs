@@ -29,6 +29,8 @@ pub enum Command {
     Bench(crate::bench::BenchArgs),
     /// Asks running processes how they are
     Status(StatusArgs),
+    /// Prints the mesh's Kubernetes objects, for kubectl apply -f -
+    Install(crate::install::InstallArgs),
     /// Looks at certificates
     #[command(subcommand)]
     Identity(IdentityCommand),

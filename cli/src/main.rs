@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod demo;
 mod identity;
+mod install;
 mod output;
 mod policy;
 mod status;
@@ -40,6 +41,7 @@ fn run(args: &Args) -> Result<Verdict> {
         Command::Bench(bench) => bench::run(bench, args.output),
         Command::Status(status) => status::run(status, args.output),
         Command::Identity(identity) => identity::run(identity, args.output),
+        Command::Install(install) => install::run(install, args.output),
         Command::Policy(policy) => policy::run(policy, args.output),
         Command::Completion { shell } => completion(*shell),
         Command::Version => version(args.output),
