@@ -91,6 +91,8 @@ pub struct TestProgram {
     pub executable: PathBuf,
     /// The package's folder: tests run there.
     pub folder: PathBuf,
+    /// Where a cluster's programs are, for tests that run on one.
+    pub built: Option<PathBuf>,
 }
 
 /// Builds everything once: libraries, binaries and every test program. Cargo's own messages go to the terminal.
@@ -122,6 +124,7 @@ fn test_program(message: &Value) -> Option<TestProgram> {
         target: message["target"]["name"].as_str()?.to_owned(),
         executable: message["executable"].as_str()?.into(),
         folder,
+        built: None,
     })
 }
 

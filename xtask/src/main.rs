@@ -5,7 +5,10 @@
 
 mod bench;
 mod cargo;
+mod cluster;
 mod demo;
+mod digest;
+mod image;
 mod lint;
 mod programs;
 mod report;
@@ -20,6 +23,8 @@ cargo xtask test [FILTER]        everything CI runs; FILTER names a step, a pack
 cargo xtask test --list [FILTER] the steps and every test, without running them
 cargo xtask bench mesh           measure side by side with the peers, write docs/performance.md (--rounds N, --short,
                                  --growth, --only PEER,..)
+cargo xtask cluster up|test|down a real Kubernetes cluster on this machine: start it, test on it, stop it
+cargo xtask image                container images of our programs, as files (--registry NAME, --tag TAG, --out FOLDER)
 cargo xtask lint                 the checks of the house alone: who imports whom, file heads, crates, licences
 cargo xtask setup                install the system programs that tests and demo use, no more
 ";
@@ -30,7 +35,9 @@ fn main() -> ExitCode {
     let rest: Vec<String> = args.collect();
     let done = match command.as_str() {
         "bench" => bench::run(&rest),
+        "cluster" => cluster::run(&rest),
         "demo" => demo::run(&rest),
+        "image" => image::run(&rest),
         "test" => test::run(&rest),
         "lint" => lint::run(),
         "setup" => Ok(programs::setup()),

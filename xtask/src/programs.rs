@@ -29,16 +29,19 @@ const ALL: &[For] = &[For::Demo, For::Test, For::Bench];
 const TESTS: &[For] = &[For::Test];
 const PEERS: &[For] = &[For::Test, For::Bench];
 const BENCHES: &[For] = &[For::Bench];
+const CLUSTER: &[For] = &[For::Cluster];
+const TESTS_AND_CLUSTER: &[For] = &[For::Test, For::Cluster];
+const EVERYWHERE: &[For] = &[For::Demo, For::Test, For::Bench, For::Cluster];
 
 /// Every program, once, and who needs it.
 pub const PROGRAMS: &[Program] = &[
     program("make", "make", "building jemalloc, the sidecar's allocator", ALL),
-    program("ip", "iproute2", "virtual pods: namespaces, links, addresses", ALL),
-    program("nsenter", "util-linux", "running a command inside a virtual pod", ALL),
-    program("curl", "curl", "the unmodified HTTP client", ALL),
+    program("ip", "iproute2", "virtual pods: namespaces, links, addresses", EVERYWHERE),
+    program("nsenter", "util-linux", "running a command inside a virtual pod", EVERYWHERE),
+    program("curl", "curl", "the unmodified HTTP client", EVERYWHERE),
     program("nginx", "nginx", "the unmodified HTTP server", ALL),
-    program("nft", "nftables", "the tests' judge of the redirect rules", TESTS),
-    program("openssl", "openssl", "a foreign judge of certificates; an app with its own TLS", TESTS),
+    program("nft", "nftables", "the tests' judge of the redirect rules", TESTS_AND_CLUSTER),
+    program("openssl", "openssl", "a foreign judge of certificates; an app with its own TLS", TESTS_AND_CLUSTER),
     program("redis-server", "redis-server", "a pipelined protocol", TESTS),
     program("redis-benchmark", "redis-tools", "a pipelined protocol", TESTS),
     program("mariadbd", "mariadb-server-core", "a protocol in which the server speaks first", TESTS),
@@ -54,6 +57,13 @@ pub const PROGRAMS: &[Program] = &[
         "a protocol in which the server speaks first",
         TESTS,
     ),
+    program("containerd", "containerd", "the cluster: the nodes' container runtime", CLUSTER),
+    program("runc", "runc", "the cluster: the nodes' container runtime", CLUSTER),
+    program("/usr/lib/cni/bridge", "containernetworking-plugins", "the cluster: the pods' network", CLUSTER),
+    program("conntrack", "conntrack", "the cluster: kube-proxy", CLUSTER),
+    program("iptables", "iptables", "the cluster: the pods' network", CLUSTER),
+    program("socat", "socat", "the cluster: port-forward; a test app", CLUSTER),
+    program("busybox", "busybox-static", "the cluster: test apps", CLUSTER),
     program("haproxy", "haproxy", "the bench: the plain relay, and a peer", PEERS),
     program("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream", "the bench: a peer", PEERS),
     program("wrk", "wrk", "the bench: a second opinion of our load generator", BENCHES),
@@ -69,6 +79,8 @@ pub enum For {
     Test,
     /// `cargo xtask bench`.
     Bench,
+    /// `cargo xtask cluster`, and the last step of `cargo xtask test`.
+    Cluster,
 }
 
 /// Finds a program by its name or pattern.

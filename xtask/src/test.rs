@@ -3,6 +3,7 @@
 //! Called by people and by `.ci/run`. It must never go on silently without something: what did not run is named, with
 //! the reason, and counts as failed under `CI=true`.
 
+mod clusters;
 mod demos;
 mod suites;
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 use self::suites::{NAMESPACE_LIMIT, UNIT_LIMIT, names, test_command};
 use crate::programs::{self, For};
 use crate::report::{Report, Tally};
-use crate::{bench, cargo, lint};
+use crate::{bench, cargo, cluster, lint};
 
 /// Steps that a filter may name.
 const STEPS: &[(&str, &str)] = &[
@@ -23,6 +24,7 @@ const STEPS: &[(&str, &str)] = &[
     ("doc", "examples in the documentation"),
     ("e2e", "tests in namespaces (countersign-kit, countersign-benches, countersign-e2e)"),
     ("demo", "the demo, as root and as an ordinary user"),
+    ("cluster", "tests on a real Kubernetes cluster (countersign-cluster-tests)"),
 ];
 
 /// Packages whose tests need namespaces: they run last and print as they go.
@@ -137,6 +139,8 @@ impl Run {
             }
         };
         self.report.end("build", began, Tally::one(true));
+        let (on_cluster, programs): (Vec<_>, Vec<_>) =
+            programs.into_iter().partition(|program| program.package == cluster::PACKAGE && program.kind == "test");
         let (namespace, ordinary): (Vec<_>, Vec<_>) =
             programs.into_iter().partition(|program| NAMESPACE_PACKAGES.contains(&program.package.as_str()));
         self.suites("unit", ordinary, UNIT_LIMIT, false);
@@ -150,6 +154,7 @@ impl Run {
         if self.wants("demo") {
             self.demos()?;
         }
+        self.cluster(on_cluster);
         Ok(())
     }
 }

@@ -44,10 +44,15 @@ const ROOMS: &[Room] = &[
         ours: &["identity", "policy", "api", "admin", "credentials"],
         never: &["rustls", "tokio-rustls", "rcgen"],
     },
-    Room { package: "countersign-cli", ours: &["identity", "policy", "api", "kit", "benches"], never: NO_TLS },
+    Room {
+        package: "countersign-cli",
+        ours: &["identity", "policy", "api", "kit", "benches"],
+        never: &["rustls", "tokio-rustls", "rcgen"],
+    },
     Room { package: "countersign-kit", ours: &["identity", "api"], never: NO_CLUSTER },
     Room { package: "countersign-benches", ours: &["api", "kit"], never: NO_TLS },
     Room { package: "countersign-e2e", ours: &["identity", "api", "kit"], never: NO_CLUSTER },
+    Room { package: "countersign-cluster-tests", ours: &["api"], never: NO_TLS },
     Room { package: "xtask", ours: &[], never: IMPURE },
 ];
 

@@ -88,5 +88,8 @@ pub fn names(program: &TestProgram, filter: &str) -> bool {
 pub fn test_command(program: &TestProgram) -> Command {
     let mut command = Command::new(&program.executable);
     command.current_dir(&program.folder).env("CARGO_MANIFEST_DIR", &program.folder);
+    if let Some(built) = &program.built {
+        command.env("CLUSTER_BUILT", built);
+    }
     command
 }

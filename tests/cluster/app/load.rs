@@ -1,0 +1,135 @@
+//! The client: requests at a steady rate, and what became of each.
+//!
+//! Called by `main`. A request that fails is counted with its reason and never tried again, with one exception that HTTP itself makes
+//! (RFC 9112, 9.3.1): on a kept connection that the server closed before it was used.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+const EACH: Duration = Duration::from_millis(50);
+/// For connecting, asking and the whole answer.
+const LIMIT: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+struct Counts {
+    good: u64,
+    failed: BTreeMap<String, u64>,
+    /// Which pods answered, and how often.
+    by: BTreeMap<String, u64>,
+    slowest: Duration,
+    /// When the first failure and the last came, in milliseconds after the start.
+    failures: Option<(u128, u128)>,
+}
+
+/// Asks 20 times a second and prints a report.
+pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
+    let uri: Uri = url.parse().context("URL")?;
+    let counts = Arc::new(Mutex::new(Counts::default()));
+    let began = Instant::now();
+    let mut under_way = JoinSet::new();
+    let kept: Arc<Mutex<Vec<SendRequest<Empty<Bytes>>>>> = Arc::default();
+    let mut ticks = tokio::time::interval(EACH);
+    while began.elapsed() < Duration::from_secs(seconds) {
+        ticks.tick().await;
+        let (uri, counts, kept) = (uri.clone(), Arc::clone(&counts), Arc::clone(&kept));
+        under_way.spawn(async move {
+            let asked = Instant::now();
+            let answer = match tokio::time::timeout(LIMIT, ask(&uri, keep.then_some(&*kept))).await {
+                Ok(answer) => answer,
+                Err(_) => Err(anyhow::anyhow!("no answer within {} s", LIMIT.as_secs())),
+            };
+            let Ok(mut counts) = counts.lock() else { return };
+            counts.slowest = counts.slowest.max(asked.elapsed());
+            match answer {
+                Ok((StatusCode::OK, text)) => {
+                    counts.good += 1;
+                    let by = text.split_whitespace().nth(2).unwrap_or("?").to_owned();
+                    *counts.by.entry(by).or_default() += 1;
+                }
+                Ok((status, _)) => counts.fail(status.to_string(), asked.duration_since(began)),
+                Err(error) => counts.fail(format!("{error:#}"), asked.duration_since(began)),
+            }
+        });
+        while under_way.try_join_next().is_some() {}
+    }
+    while under_way.join_next().await.is_some() {}
+    let counts = counts.lock().map_err(|_| anyhow::anyhow!("a request panicked"))?;
+    let report = json!({
+        "good": counts.good,
+        "failed": counts.failed.values().sum::<u64>(),
+        "reasons": counts.failed,
+        "by": counts.by,
+        "slowest_ms": u64::try_from(counts.slowest.as_millis())?,
+        "failures_from_ms": counts.failures.map(|(first, _)| first.to_string()),
+        "failures_to_ms": counts.failures.map(|(_, last)| last.to_string()),
+    });
+    println!("{report}");
+    Ok(())
+}
+
+/// Asks once and prints the answer; an answer other than 200 is an error.
+pub async fn get(url: &str) -> anyhow::Result<()> {
+    let (status, text) = tokio::time::timeout(LIMIT, ask(&url.parse()?, None)).await??;
+    print!("{text}");
+    if status != StatusCode::OK {
+        bail!("{status}");
+    }
+    Ok(())
+}
+
+impl Counts {
+    fn fail(&mut self, why: String, at: Duration) {
+        *self.failed.entry(why).or_default() += 1;
+        let at = at.as_millis();
+        let (first, last) = self.failures.unwrap_or((at, at));
+        self.failures = Some((first.min(at), last.max(at)));
+    }
+}
+
+async fn ask(uri: &Uri, kept: Option<&Mutex<Vec<SendRequest<Empty<Bytes>>>>>) -> anyhow::Result<(StatusCode, String)> {
+    loop {
+        let waiting = kept.and_then(|kept| kept.lock().ok().and_then(|mut kept| kept.pop()));
+        let reused = waiting.is_some();
+        let mut connection = match waiting {
+            Some(connection) if connection.is_closed() => continue,
+            Some(connection) => connection,
+            None => connect(uri).await?,
+        };
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let host = uri.authority().context("URL without a host")?.as_str();
+        let request = Request::get(path).header("host", host).body(Empty::new())?;
+        connection.ready().await.context("connection")?;
+        let response = match connection.send_request(request).await {
+            Err(error) if reused && (error.is_incomplete_message() || error.is_canceled()) => continue,
+            other => other.context("request")?,
+        };
+        let status = response.status();
+        let body = response.into_body().collect().await.context("answer")?.to_bytes();
+        if let Some(kept) = kept
+            && !connection.is_closed()
+            && let Ok(mut kept) = kept.lock()
+        {
+            kept.push(connection);
+        }
+        return Ok((status, String::from_utf8_lossy(&body).into_owned()));
+    }
+}
+
+async fn connect(uri: &Uri) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
+    let host = uri.host().context("URL without a host")?;
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await.context("connect")?;
+    let (requests, connection) = http1::handshake(TokioIo::new(stream)).await.context("handshake")?;
+    tokio::spawn(connection);
+    Ok(requests)
+}

@@ -1,0 +1,152 @@
+//! The cluster that is up: kubectl on it, commands inside its nodes.
+//!
+//! Called by every test. It must never touch a cluster other than the one that `kit/up` started.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, OnceLock};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+/// A way to the running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    built: PathBuf,
+    kit: PathBuf,
+    kubeconfig: PathBuf,
+    namespaces: Mutex<Vec<String>>,
+    mesh: OnceLock<Result<(), String>>,
+}
+
+impl Cluster {
+    /// The one that is up.
+    ///
+    /// # Errors
+    /// None is.
+    pub fn running() -> Result<Self> {
+        let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let built =
+            std::env::var_os("CLUSTER_BUILT").map_or_else(|| package.join("../../target/cluster"), PathBuf::from);
+        let state =
+            std::env::var_os("CLUSTER_DIR").map_or_else(|| "/var/tmp/countersign-cluster".into(), PathBuf::from);
+        let kubeconfig = state.join("admin.conf");
+        ensure!(kubeconfig.exists(), "there is no {}", kubeconfig.display());
+        let cluster =
+            Self { built, kit: package.join("kit"), kubeconfig, namespaces: Mutex::default(), mesh: OnceLock::new() };
+        cluster.kubectl(&["get", "--raw", "/readyz"]).context("the API server")?;
+        Ok(cluster)
+    }
+
+    /// kubectl with these arguments: what it prints.
+    ///
+    /// # Errors
+    /// It failed; what it said of that.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        told(&args.join(" "), &self.kubectl_command(args).stdin(Stdio::null()).output().context("kubectl")?)
+    }
+
+    /// The same, with something to read on its standard input.
+    ///
+    /// # Errors
+    /// It failed; what it said of that.
+    pub fn kubectl_with(&self, args: &[&str], input: &str) -> Result<String> {
+        let mut command = self.kubectl_command(args);
+        fed(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()), &args.join(" "), input)
+    }
+
+    /// An object as JSON.
+    ///
+    /// # Errors
+    /// kubectl failed, or printed no JSON.
+    pub fn object(&self, args: &[&str]) -> Result<Value> {
+        let args: Vec<_> = args.iter().copied().chain(["-o", "json"]).collect();
+        serde_json::from_str(&self.kubectl(&args)?).context("what kubectl printed")
+    }
+
+    /// kubectl, not yet started.
+    #[must_use]
+    pub fn kubectl_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.built.join("bin/kube"));
+        command.arg("kubectl").args(args).env("KUBECONFIG", &self.kubeconfig).env_remove("POD_NAMESPACE");
+        command
+    }
+
+    /// Our own command line program, built with the images, on this cluster.
+    #[must_use]
+    pub fn countersign(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.built.join("bin/countersign"));
+        command.args(args).env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs our own command line program: what it prints.
+    ///
+    /// # Errors
+    /// It failed; what it said of that.
+    pub fn countersign_says(&self, args: &[&str]) -> Result<String> {
+        told(&format!("countersign {}", args.join(" ")), &self.countersign(args).output().context("countersign")?)
+    }
+
+    /// Runs a command inside a machine: `control`, `node0`, `node1`.
+    ///
+    /// # Errors
+    /// It failed; what it said of that.
+    pub fn on(&self, machine: &str, command: &[&str]) -> Result<String> {
+        told(&command.join(" "), &self.on_command(machine, command).output().context("kit/on")?)
+    }
+
+    /// The same, not yet started.
+    #[must_use]
+    pub fn on_command(&self, machine: &str, command: &[&str]) -> Command {
+        let mut on = Command::new(self.kit.join("on"));
+        on.arg(machine).args(command).env("CLUSTER_BUILT", &self.built).stdin(Stdio::null());
+        on
+    }
+
+    /// Does something once for all tests.
+    ///
+    /// # Errors
+    /// It failed, now or the first time.
+    pub fn once(&self, make: fn(&Self) -> Result<()>) -> Result<()> {
+        let made = self.mesh.get_or_init(|| make(self).map_err(|error| format!("{error:#}")));
+        made.clone().map_err(anyhow::Error::msg)
+    }
+
+    pub(crate) fn remember(&self, namespace: &str) {
+        if let Ok(mut namespaces) = self.namespaces.lock() {
+            namespaces.push(namespace.to_owned());
+        }
+    }
+
+    /// Removes the namespaces of all tests, without waiting for it.
+    pub(crate) fn clean(&self) {
+        if std::env::var_os("CLUSTER_KEEP").is_some() {
+            return;
+        }
+        let Ok(namespaces) = self.namespaces.lock() else { return };
+        for namespace in namespaces.iter() {
+            let _ = self.kubectl(&["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"]);
+        }
+    }
+}
+
+/// Runs a command that reads `input`.
+pub(crate) fn fed(command: &mut Command, what: &str, input: &str) -> Result<String> {
+    let mut child: Child = command.spawn().with_context(|| format!("starting {what}"))?;
+    let written = child.stdin.take().context("its input")?.write_all(input.as_bytes());
+    let output = child.wait_with_output().with_context(|| format!("waiting for {what}"))?;
+    let said = told(what, &output)?;
+    written.with_context(|| format!("writing to {what}"))?;
+    Ok(said)
+}
+
+/// What a command printed, if it ended well.
+pub(crate) fn told(what: &str, output: &Output) -> Result<String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if !output.status.success() {
+        bail!("{what}: {}: {}{}", output.status, text(&output.stderr), text(&output.stdout));
+    }
+    Ok(text(&output.stdout))
+}

@@ -1,0 +1,175 @@
+//! A namespace of one test: what is applied in it, and commands in its pods.
+//!
+//! Called by every test. It must never leave its namespace; all of it is removed when the tests are over.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::cluster::told;
+use crate::{Cluster, until};
+
+/// For pods that start: images are there, the machine may be busy.
+const START: Duration = Duration::from_secs(120);
+
+/// One namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Namespace<'a> {
+    /// The cluster it is in.
+    pub cluster: &'a Cluster,
+    /// Its name.
+    pub name: &'static str,
+}
+
+impl<'a> Namespace<'a> {
+    /// Makes it anew, with labels (`key=value`).
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn new(cluster: &'a Cluster, name: &'static str, labels: &[&str]) -> Result<Self> {
+        cluster.kubectl(&["delete", "namespace", name, "--ignore-not-found", "--timeout=120s"])?;
+        cluster.kubectl(&["create", "namespace", name])?;
+        cluster.remember(name);
+        if !labels.is_empty() {
+            let args: Vec<_> = ["label", "namespace", name].iter().chain(labels).copied().collect();
+            cluster.kubectl(&args)?;
+        }
+        let this = Self { cluster, name };
+        until(START, "its default service account", || this.kubectl(&["get", "serviceaccount", "default"]))?;
+        Ok(this)
+    }
+
+    /// kubectl in it.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.cluster.kubectl(&self.args(args))
+    }
+
+    /// An object in it, as JSON.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn object(&self, args: &[&str]) -> Result<Value> {
+        self.cluster.object(&self.args(args))
+    }
+
+    /// Applies YAML.
+    ///
+    /// # Errors
+    /// kubectl's.
+    pub fn apply(&self, yaml: &str) -> Result<String> {
+        self.cluster.kubectl_with(&self.args(&["apply", "-f", "-"]), yaml)
+    }
+
+    /// Waits until a Deployment, StatefulSet or DaemonSet (`deployment/NAME`) is as it should be.
+    ///
+    /// # Errors
+    /// It is not in time; what its pods say.
+    pub fn rolled_out(&self, what: &str) -> Result<()> {
+        let args = self.args(&["rollout", "status", what, "--timeout=120s"]);
+        self.cluster.kubectl(&args).map(drop).map_err(|error| self.explained(error))
+    }
+
+    /// Waits until a pod is ready.
+    ///
+    /// # Errors
+    /// It is not in time; what the pods say.
+    pub fn ready(&self, pod: &str) -> Result<()> {
+        let args = self.args(&["wait", "--for=condition=Ready", "--timeout=120s", pod]);
+        self.cluster.kubectl(&args).map(drop).map_err(|error| self.explained(error))
+    }
+
+    /// Adds to an error what the namespace's pods and events say.
+    #[must_use]
+    pub fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        let say = |args: &[&str]| self.kubectl(args).unwrap_or_else(|error| format!("{error:#}"));
+        let pods = say(&["get", "pods", "-o", "wide"]);
+        let events = say(&["get", "events", "--field-selector=type=Warning"]);
+        let logs = say(&["logs", "--all-pods=true", "--selector=app", "--all-containers", "--prefix", "--tail=15"]);
+        error.context(format!("{}:\n{pods}\n{events}\n{logs}\n", self.name))
+    }
+
+    /// Runs a command in a pod (`pod/NAME`, `deployment/NAME`), in its container `app`.
+    ///
+    /// # Errors
+    /// It failed; what it said of that.
+    pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
+        self.exec_in(pod, "app", command)
+    }
+
+    /// Runs a command in one of a pod's containers.
+    ///
+    /// # Errors
+    /// It failed; what it said of that.
+    pub fn exec_in(&self, pod: &str, container: &str, command: &[&str]) -> Result<String> {
+        let args: Vec<_> = ["exec", pod, "-c", container, "--"].iter().chain(command).copied().collect();
+        self.kubectl(&args)
+    }
+
+    /// One HTTP request by curl, from a pod; the answer's body.
+    ///
+    /// # Errors
+    /// No answer within 8 s, or a bad status.
+    pub fn curl(&self, pod: &str, url: &str) -> Result<String> {
+        self.exec(pod, &["curl", "--silent", "--show-error", "--fail", "--max-time", "8", url])
+    }
+
+    /// Starts a steady load from a pod, of 20 requests a second.
+    ///
+    /// # Errors
+    /// kubectl could not be started.
+    pub fn load(&self, pod: &str, url: &str, seconds: u64, kept: bool) -> Result<Load> {
+        let seconds = seconds.to_string();
+        let mut args = vec!["exec", pod, "-c", "app", "--", "/app", "load", url, &seconds];
+        args.extend(kept.then_some("keep"));
+        let mut command = self.cluster.kubectl_command(&self.args(&args));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(Load { child: Some(command.spawn().context("kubectl exec")?) })
+    }
+
+    /// The address of the first pod with `app=NAME`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn address(&self, app: &str) -> Result<String> {
+        let address =
+            self.kubectl(&["get", "pod", "-l", &format!("app={app}"), "-o", "jsonpath={.items[0].status.podIP}"])?;
+        anyhow::ensure!(!address.is_empty(), "{app} has no address yet");
+        Ok(address)
+    }
+
+    fn args<'b>(&self, args: &[&'b str]) -> Vec<&'b str> {
+        ["--namespace", self.name].into_iter().chain(args.iter().copied()).collect()
+    }
+}
+
+/// A load that runs.
+#[derive(Debug)]
+pub struct Load {
+    child: Option<Child>,
+}
+
+impl Load {
+    /// Waits for its end: the client's report.
+    ///
+    /// # Errors
+    /// It did not end well.
+    pub fn report(mut self) -> Result<Value> {
+        let child = self.child.take().context("it was waited for")?;
+        let text = told("the load", &child.wait_with_output()?)?;
+        serde_json::from_str(&text).with_context(|| format!("the load's report: {text}"))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

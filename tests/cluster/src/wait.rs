@@ -1,0 +1,35 @@
+//! Waiting for something to become true, by asking again.
+//!
+//! Called wherever a cluster needs its time. It must never wait without an end, nor lose why the last try failed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Tries until it succeeds, for at most `limit`; the error is the last try's.
+pub fn until<T>(limit: Duration, what: &str, mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let end = Instant::now() + limit;
+    loop {
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(error) if Instant::now() > end => {
+                return Err(error).with_context(|| format!("not within {} s: {what}", limit.as_secs()));
+            }
+            Err(_) => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_failure_is_told() {
+        let failed = until(Duration::ZERO, "a thing", || -> anyhow::Result<()> { anyhow::bail!("because") });
+        assert_eq!(format!("{:#}", failed.unwrap_err()), "not within 0 s: a thing: because");
+    }
+}

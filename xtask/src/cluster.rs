@@ -1,0 +1,216 @@
+//! `cargo xtask cluster up|test|down`: a real Kubernetes cluster on this machine, from the repository and the Go module proxy alone.
+//!
+//! Called by people, and by `test` for its last step. What runs where is in tests/cluster/README.md. It must never leave anything behind
+//! that it started, and must say what it cannot do here and why.
+
+mod apps;
+mod golang;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::image::{self, Build};
+use crate::programs::{self, For};
+use crate::{cargo, suite};
+
+const USAGE: &str = "\
+cargo xtask cluster up             build all that is needed, start a cluster of two nodes with our images loaded
+cargo xtask cluster test [FILTER]  the tests on it; starts and stops one if none is up
+cargo xtask cluster down           stop it; nothing is left but its logs in target/cluster/log";
+
+/// The package of the tests, and of the app that they run.
+pub const PACKAGE: &str = "countersign-cluster-tests";
+const UP_LIMIT: Duration = Duration::from_secs(5 * 60);
+const DOWN_LIMIT: Duration = Duration::from_secs(2 * 60);
+const LOAD_LIMIT: Duration = Duration::from_secs(3 * 60);
+/// The kit's own name for what it makes (`CLUSTER_NAME` in tests/cluster/kit/lib).
+const NAME: &str = "cs";
+
+/// Why there can be no cluster on this machine: not a failure of ours.
+#[derive(Debug)]
+pub struct Cannot(pub String);
+
+impl fmt::Display for Cannot {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Cannot {}
+
+/// Runs the command; 2 where there can be no cluster here.
+pub fn run(args: &[String]) -> Result<u8> {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["up"] => {
+            let bed = Bed::up()?;
+            println!(
+                "\nThe cluster is up, our images are loaded (localhost/countersign-*:{}).",
+                env!("CARGO_PKG_VERSION")
+            );
+            println!("    export KUBECONFIG={}", bed.kubeconfig().display());
+            println!("    alias kubectl='{} kubectl'", bed.built.join("bin/kube").display());
+            println!("To stop it: cargo xtask cluster down");
+            Ok(0)
+        }
+        ["test"] => test(None),
+        ["test", filter] => test(Some(filter)),
+        ["down"] => {
+            down(&built()?)?;
+            println!("The cluster is down.");
+            Ok(0)
+        }
+        [] => {
+            println!("{USAGE}");
+            Ok(2)
+        }
+        other => bail!("cargo xtask cluster {}: no such command\n{USAGE}", other.join(" ")),
+    }
+}
+
+fn test(filter: Option<&str>) -> Result<u8> {
+    let bed = Bed::up()?;
+    let mut tests = cargo::cargo();
+    tests.args(["test", "--package", PACKAGE, "--test", "cluster"]).env("CLUSTER_BUILT", &bed.built);
+    if let Some(filter) = filter {
+        tests.args(["--", filter]);
+    }
+    let status = tests.status().context("running cargo test");
+    let ended = bed.end();
+    let status = status?;
+    ended?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+}
+
+/// A cluster that is up, with all images loaded.
+pub struct Bed {
+    /// Where built programs and images are.
+    pub built: PathBuf,
+    /// Somebody else's: it is not ours to stop.
+    was_up: bool,
+}
+
+impl Bed {
+    /// Builds what is not yet built, starts a cluster where none is up, and loads the images.
+    pub fn up() -> Result<Self> {
+        possible()?;
+        let built = built()?;
+        let began = Instant::now();
+        golang::build(&built)?;
+        apps::of_the_cluster(&built)?;
+        said("programs of the cluster", began);
+        let began = Instant::now();
+        let images = built.join("images/tests");
+        let statics = image::static_programs(Build::Quick, &[PACKAGE, "countersign-cli"])?;
+        std::fs::copy(statics.join("countersign"), built.join("bin/countersign")).context("copying countersign")?;
+        image::ours(&statics, "localhost", env!("CARGO_PKG_VERSION"), &images)?;
+        apps::of_the_tests(&statics, &images)?;
+        said("images of our programs and of the test apps", began);
+        let bed = Self { was_up: is_up(), built };
+        let began = Instant::now();
+        if !bed.was_up {
+            kit(&bed.built, "up", &[], UP_LIMIT).inspect_err(|_| drop(down(&bed.built)))?;
+            said("the cluster is up", began);
+        }
+        let began = Instant::now();
+        bed.load(&images).inspect_err(|_| drop(bed.end()))?;
+        said("images loaded", began);
+        Ok(bed)
+    }
+
+    fn load(&self, images: &Path) -> Result<()> {
+        let entries = std::fs::read_dir(images).with_context(|| format!("reading {}", images.display()))?;
+        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "tar"));
+        files.sort();
+        let files: Vec<_> = files.iter().map(|file| file.to_string_lossy().into_owned()).collect();
+        kit(&self.built, "load", &files, LOAD_LIMIT)
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        PathBuf::from(state()).join("admin.conf")
+    }
+
+    /// Stops it if it was started here.
+    pub fn end(&self) -> Result<()> {
+        if self.was_up {
+            return Ok(());
+        }
+        down(&self.built)
+    }
+}
+
+/// Stops whatever runs, and sees that nothing is left.
+fn down(built: &Path) -> Result<()> {
+    kit(built, "down", &[], DOWN_LIMIT)?;
+    let left = left_over();
+    if !left.is_empty() {
+        bail!("the cluster is down, but has left: {}", left.join(", "));
+    }
+    Ok(())
+}
+
+/// What of a cluster is still on this machine.
+fn left_over() -> Vec<String> {
+    let mut left = Vec::new();
+    for folder in ["/run/netns", "/sys/class/net", "/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"] {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == NAME || name.starts_with(&format!("{NAME}-")) {
+                left.push(entry.path().display().to_string());
+            }
+        }
+    }
+    left.extend(Some(state()).filter(|state| Path::new(state).exists()));
+    left
+}
+
+/// Whether this machine can hold a cluster; installs Debian packages where that is what is missing.
+fn possible() -> Result<()> {
+    if !programs::is_root() {
+        bail!(Cannot("a cluster needs root: nodes are namespaces with containers of their own in them".to_owned()));
+    }
+    let lacking: Vec<_> = programs::ensure(For::Cluster).iter().map(|program| program.look_for).collect();
+    if !lacking.is_empty() {
+        bail!(Cannot(format!("missing programs: {}", lacking.join(", "))));
+    }
+    let version_2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let probe = PathBuf::from(if version_2 { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/memory" }).join("cs-probe");
+    match std::fs::create_dir(&probe).and_then(|()| std::fs::remove_dir(&probe)) {
+        Ok(()) => Ok(()),
+        Err(problem) => bail!(Cannot(format!("no control group can be made ({}: {problem})", probe.display()))),
+    }
+}
+
+/// Where everything that is built is kept.
+fn built() -> Result<PathBuf> {
+    Ok(cargo::target_dir()?.join("cluster"))
+}
+
+fn state() -> String {
+    std::env::var("CLUSTER_DIR").unwrap_or_else(|_| "/var/tmp/countersign-cluster".to_owned())
+}
+
+fn is_up() -> bool {
+    Path::new(&state()).join("admin.conf").exists() && Path::new("/run/netns").join(format!("{NAME}-control")).exists()
+}
+
+/// Calls one of the kit's scripts.
+fn kit(built: &Path, script: &str, args: &[String], limit: Duration) -> Result<()> {
+    let mut command = Command::new(cargo::root().join("tests/cluster/kit").join(script));
+    command.args(args).env("CLUSTER_BUILT", built);
+    let (output, status) = suite::capture(command, limit, false)?;
+    match status {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => bail!("tests/cluster/kit/{script}: {status}\n{output}"),
+        None => bail!("tests/cluster/kit/{script}: no end after {} s\n{output}", limit.as_secs()),
+    }
+}
+
+fn said(what: &str, began: Instant) {
+    println!("   {what} ({:.1} s)", began.elapsed().as_secs_f64());
+}

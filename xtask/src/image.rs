@@ -1,0 +1,134 @@
+//! `cargo xtask image`: our programs as container images, without a container engine: one static program on nothing else.
+//!
+//! Called by people, with the profile that ships; `cluster` makes the same images of a quicker build. It must never put anything into an
+//! image but the program.
+
+pub mod oci;
+pub mod tar;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use self::oci::Image;
+use self::tar::Archive;
+use crate::cargo;
+
+const USAGE: &str = "cargo xtask image [--registry NAME] [--tag TAG] [--out FOLDER] [--quick]";
+
+/// Our programs that run in a cluster, each with the user that its image names: a number, as there is no /etc/passwd in it. The
+/// sidecar's is the one that the redirect rules let pass.
+pub const PROGRAMS: &[(&str, &str)] = &[
+    ("countersign-proxy", "1337:1337"),
+    ("countersign-ca", "65532:65532"),
+    ("countersign-controller", "65532:65532"),
+    ("countersign-injector", "65532:65532"),
+];
+
+/// With how much care programs are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// As they ship: minutes.
+    Dist,
+    /// For tests on a cluster.
+    Quick,
+}
+
+impl Build {
+    fn profile(self) -> &'static str {
+        match self {
+            Self::Dist => "dist",
+            Self::Quick => "cluster",
+        }
+    }
+}
+
+/// Settings of the quick build. A folder of its own, as the flag for static programs would otherwise rebuild everything that others
+/// wait for; without incremental state and debug information, as nobody edits and rebuilds there.
+const QUICK: &[&str] = &[
+    "profile.cluster.inherits='dev'",
+    "profile.cluster.debug=false",
+    "profile.cluster.strip=true",
+    "profile.cluster.incremental=false",
+    "profile.cluster.opt-level=1",
+    "profile.cluster.package.'*'.opt-level=1",
+    "profile.cluster.package.k8s-openapi.opt-level=0",
+];
+
+/// Runs the command.
+pub fn run(args: &[String]) -> Result<u8> {
+    let mut registry = "localhost".to_owned();
+    let mut tag = env!("CARGO_PKG_VERSION").to_owned();
+    let mut out = None;
+    let mut build = Build::Dist;
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value\n{USAGE}"));
+        match arg.as_str() {
+            "--registry" => registry = value()?,
+            "--tag" => tag = value()?,
+            "--out" => out = Some(PathBuf::from(value()?)),
+            "--quick" => build = Build::Quick,
+            other => bail!("no such option: {other}\n{USAGE}"),
+        }
+    }
+    let out = match out {
+        Some(out) => out,
+        None => cargo::target_dir()?.join("image"),
+    };
+    println!("Building static programs (profile {}; the first time takes some minutes) ...", build.profile());
+    let programs = static_programs(build, &[])?;
+    for file in ours(&programs, &registry, &tag, &out)? {
+        let size = std::fs::metadata(&file).map(|meta| meta.len()).unwrap_or(0);
+        println!("{}  {:.1} MiB", file.display(), size as f64 / f64::from(1 << 20));
+    }
+    println!("To load one: `ctr --namespace k8s.io images import FILE`, or `docker load --input FILE`.");
+    Ok(0)
+}
+
+/// Builds our programs, and those of further packages, statically linked; returns the folder they are in.
+pub fn static_programs(build: Build, also: &[&str]) -> Result<PathBuf> {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut command = cargo::cargo();
+    command.args(["build", "--bins", "--profile", build.profile(), "--target", &triple]).args(cargo::features());
+    command.args(["--config", &format!("target.{triple}.rustflags=['-Ctarget-feature=+crt-static']")]);
+    if build == Build::Quick {
+        command.args(QUICK.iter().flat_map(|setting| ["--config", setting]));
+    }
+    for package in PROGRAMS.iter().map(|(package, _)| package).chain(also) {
+        command.args(["--package", package]);
+    }
+    // They would take the place of the flags above.
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    if !command.status().context("running cargo build")?.success() {
+        bail!("cargo build of static programs failed; the errors are above");
+    }
+    Ok(cargo::target_dir()?.join(triple).join(build.profile()))
+}
+
+/// Writes the image of each of our programs; returns the files.
+pub fn ours(programs: &Path, registry: &str, tag: &str, out: &Path) -> Result<Vec<PathBuf>> {
+    PROGRAMS
+        .iter()
+        .map(|(name, user)| {
+            let program = programs.join(name);
+            let content = std::fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
+            let mut layer = Archive::default();
+            layer.file(name, 0o755, &content)?;
+            let image = Image {
+                name: format!("{registry}/{name}:{tag}"),
+                entrypoint: vec![format!("/{name}")],
+                user: (*user).to_owned(),
+                labels: vec![
+                    ("org.opencontainers.image.title".to_owned(), (*name).to_owned()),
+                    ("org.opencontainers.image.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+                    ("org.opencontainers.image.licenses".to_owned(), "Apache-2.0".to_owned()),
+                ],
+                ..Image::default()
+            };
+            let file = out.join(format!("{name}.tar"));
+            oci::write(&image, layer, &file)?;
+            Ok(file)
+        })
+        .collect()
+}

@@ -1,0 +1,56 @@
+//! The tests on a real Kubernetes cluster, which is started for them and stopped after them.
+//!
+//! Called by `test` as its last step. Where there can be no cluster that is a skip, with the reason; anything else that keeps the tests
+//! from running is a failure.
+
+use std::time::Duration;
+
+use super::Run;
+use super::suites::{names, test_command};
+use crate::cargo::TestProgram;
+use crate::cluster::{Bed, Cannot};
+use crate::report::Tally;
+
+/// For all tests on the cluster.
+const CLUSTER_LIMIT: Duration = Duration::from_secs(25 * 60);
+
+impl Run {
+    /// Brings a cluster up for these programs and runs them.
+    pub fn cluster(&mut self, programs: Vec<TestProgram>) {
+        if !self.wants("cluster") && !self.names_one_of(&programs) {
+            return;
+        }
+        let began = self.report.begin("cluster: building and starting it (about 10 minutes the first time)");
+        match Bed::up() {
+            Ok(bed) => {
+                let programs =
+                    programs.into_iter().map(|program| TestProgram { built: Some(bed.built.clone()), ..program });
+                self.suites("cluster", programs.collect(), CLUSTER_LIMIT, true);
+                let ended = bed.end();
+                if let Err(problem) = &ended {
+                    self.report.failure(&format!("cluster: {problem:#}"));
+                }
+                self.report.end("cluster: nothing is left of it", began, Tally::one(ended.is_ok()));
+            }
+            Err(problem) => match problem.downcast_ref::<Cannot>() {
+                Some(Cannot(reason)) => self.report.skip_step("cluster", reason),
+                None => {
+                    self.report.failure(&format!("cluster: {problem:#}"));
+                    self.report.end("cluster", began, Tally::one(false));
+                }
+            },
+        }
+    }
+
+    /// Whether a filter that names no step names one of these tests: no cluster is started for any other.
+    fn names_one_of(&self, programs: &[TestProgram]) -> bool {
+        let Some(filter) = self.test_filter() else { return false };
+        programs.iter().any(|program| {
+            let listed = || {
+                let output = test_command(program).args(["--list", filter]).output().ok()?;
+                Some(String::from_utf8_lossy(&output.stdout).contains(": test"))
+            };
+            names(program, filter) || listed().unwrap_or(false)
+        })
+    }
+}
