@@ -32,6 +32,16 @@ pub const INTERCEPT_CONTAINER: &str = "countersign-intercept";
 pub const BUNDLE_CONFIG_MAP: &str = "countersign-bundle";
 /// Key of the roots in [`BUNDLE_CONFIG_MAP`].
 pub const BUNDLE_KEY: &str = "bundle.pem";
+/// Secret in the system namespace that holds the CA's sealed state, under [`CA_STATE_KEY`].
+pub const CA_STATE_SECRET: &str = "countersign-ca-state";
+/// Key of the sealed state in [`CA_STATE_SECRET`].
+pub const CA_STATE_KEY: &str = "ca.state";
+/// Secret in the system namespace that holds the 32 bytes that seal the CA's state, under [`CA_KEY_KEY`].
+pub const CA_KEY_SECRET: &str = "countersign-ca-key";
+/// Key of the 32 bytes in [`CA_KEY_SECRET`].
+pub const CA_KEY_KEY: &str = "state.key";
+/// Label of objects that one of our processes makes and keeps; its value is that process's account. By it `uninstall` finds them.
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Directory of the sidecar's projected token, whose file is `countersign-token`.
 pub const TOKEN_DIR: &str = "/var/run/secrets/tokens";
 /// Directory where [`BUNDLE_CONFIG_MAP`] is mounted.
@@ -43,5 +53,7 @@ pub const INJECTOR_ACCOUNT: &str = "countersign-injector";
 
 /// ALPN of mTLS between two proxies: tells it from an application's own TLS.
 pub const ALPN: &[u8] = b"countersign/1";
+/// ALPN of the second connection between two proxies by which an open one is proven anew.
+pub const ALPN_REAUTH: &[u8] = b"countersign-reauth/1";
 /// ALPN of the CA's and the controller's gRPC.
 pub const ALPN_H2: &[u8] = b"h2";

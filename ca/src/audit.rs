@@ -138,6 +138,8 @@ impl Entry<'_> {
 
 /// Outcome of what was granted.
 pub const GRANTED: &str = "granted";
+/// Outcome of a root or issuer that was recorded and never used: another replica's was stored first.
+pub const SUPERSEDED: &str = "superseded";
 
 /// Proof that the record is on the disk.
 #[derive(Debug)]

@@ -6,10 +6,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use countersign_api::{env as names_env, names, ports};
 use countersign_identity::{SpiffeId, SpiffeIdError, TrustDomain};
-use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 
 use crate::attest::TokenRules;
@@ -17,6 +16,10 @@ use crate::grant::{FLOOR, SHORT, Terms};
 use crate::issue::CallLimits;
 use crate::limits::Rate;
 use crate::state::{AUDIT, BUNDLE, KeyError, Lifetimes, StateKey};
+
+mod values;
+
+use values::{algorithm, any, duration, rate};
 
 /// Variable that holds the state key (base64 of 32 bytes), instead of a file.
 pub const STATE_KEY: &str = "COUNTERSIGN_CA_STATE_KEY";
@@ -27,9 +30,9 @@ pub const STATE_KEY: &str = "COUNTERSIGN_CA_STATE_KEY";
 pub enum ConfigError {
     #[error(transparent)]
     Key(#[from] KeyError),
-    #[error("the state key is missing: give --state-key-file, or {STATE_KEY} in the environment")]
+    #[error("the state key is missing: give --state-key-file, --state-key-secret, or {STATE_KEY} in the environment")]
     NoKey,
-    #[error("the state key is given twice, by --state-key-file and by {STATE_KEY}; give one")]
+    #[error("the state key is given twice; give one of --state-key-file, --state-key-secret and {STATE_KEY}")]
     TwoKeys,
     #[error("--trust-domain: {0}")]
     TrustDomain(SpiffeIdError),
@@ -40,17 +43,27 @@ pub enum ConfigError {
 }
 
 /// The flags as they are typed. Durations are a number and a unit: 90s, 15m, 1h, 30d.
-#[derive(Parser, Debug)]
+#[derive(Parser, Clone, Debug)]
 #[command(name = "countersign-ca", version, about = "Countersign's signer: attests pods and issues their SVIDs")]
 #[allow(missing_docs)]
 pub struct Args {
-    /// Directory of the state: root and issuer (encrypted), audit log, public bundle. Made with mode 0700 if missing
+    /// Directory of the state: root and issuer (encrypted), audit log, public bundle. Made with mode 0700 if missing.
+    /// With --state-secret it has the audit log and the public bundle only
     #[arg(long, env = "COUNTERSIGN_CA_STATE_DIR")]
     pub state_dir: PathBuf,
     /// File with the 32 bytes that encrypt the state, raw or base64; nobody else may read it.
     /// Instead: COUNTERSIGN_CA_STATE_KEY (base64) in the environment
     #[arg(long, env = "COUNTERSIGN_CA_STATE_KEY_FILE")]
     pub state_key_file: Option<PathBuf>,
+    /// Secret of the system namespace that has the state instead (encrypted too); replicas share it
+    #[arg(long, env = "COUNTERSIGN_CA_STATE_SECRET")]
+    pub state_secret: Option<String>,
+    /// Secret of the system namespace that has the state key; made, once, where there is no state yet
+    #[arg(long, env = "COUNTERSIGN_CA_STATE_KEY_SECRET")]
+    pub state_key_secret: Option<String>,
+    /// Keeps the roots in a ConfigMap of the system namespace and of each meshed namespace, for pods to mount
+    #[arg(long, env = "COUNTERSIGN_CA_PUBLISH_BUNDLE")]
+    pub publish_bundle: bool,
     /// Trust domain of every identity
     #[arg(long, env = names_env::TRUST_DOMAIN, default_value = names::TRUST_DOMAIN)]
     pub trust_domain: String,
@@ -75,21 +88,30 @@ pub struct Args {
     /// Written, whole, once all ports are bound and the CA is ready: JSON with the addresses
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
-    /// Public keys of the token issuer (JWKS); read again when they change
+    /// Who says whose token it is: a key set in a file, or the API server of the cluster
+    #[arg(long, env = "COUNTERSIGN_CA_ATTEST", value_enum, default_value_t = AttestBy::Jwks)]
+    pub attest: AttestBy,
+    /// With --attest jwks: public keys of the token issuer; read again when they change
     #[arg(long, env = "COUNTERSIGN_CA_JWKS_FILE")]
-    pub jwks_file: PathBuf,
-    /// The `iss` that tokens must have
+    pub jwks_file: Option<PathBuf>,
+    /// With --attest jwks: the `iss` that tokens must have
     #[arg(long, env = "COUNTERSIGN_CA_TOKEN_ISSUER")]
-    pub token_issuer: String,
+    pub token_issuer: Option<String>,
     /// The one `aud` that tokens must have
     #[arg(long, env = "COUNTERSIGN_CA_TOKEN_AUDIENCE", default_value = names::CA_AUDIENCE)]
     pub token_audience: String,
-    /// Signature algorithms that tokens may have
+    /// With --attest jwks: signature algorithms that tokens may have
     #[arg(long, env = "COUNTERSIGN_CA_TOKEN_ALGORITHMS", default_value = "RS256,ES256,ES384", value_delimiter = ',')]
     pub token_algorithms: Vec<String>,
-    /// Tokens are not used longer than this after they were issued
+    /// With --attest jwks: tokens are not used longer than this after they were issued
     #[arg(long, env = "COUNTERSIGN_CA_MAX_TOKEN_AGE", default_value = "24h", value_parser = duration)]
     pub max_token_age: Duration,
+    /// With --attest token-review: reviews at once
+    #[arg(long, env = "COUNTERSIGN_CA_MAX_TOKEN_REVIEWS", default_value_t = 64)]
+    pub max_token_reviews: usize,
+    /// Kubeconfig for the API server [default: the pod's own account]
+    #[arg(long, env = "COUNTERSIGN_CA_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
     /// Life of an SVID when the caller asks for none
     #[arg(long, env = "COUNTERSIGN_CA_LEAF_TTL", default_value = "1h", value_parser = duration)]
     pub leaf_ttl: Duration,
@@ -128,13 +150,55 @@ pub struct Args {
     pub log: Option<String>,
 }
 
+/// Where the state key comes from.
+#[derive(Clone, Debug)]
+pub enum KeyFrom {
+    /// Read already.
+    Given(StateKey),
+    /// In this Secret.
+    Secret(String),
+}
+
+/// Spellings of `--attest`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttestBy {
+    /// Offline, with the token issuer's public keys.
+    Jwks,
+    /// By asking the API server (TokenReview).
+    TokenReview,
+}
+
+/// How callers are attested.
+#[derive(Clone, Debug)]
+pub enum Attestation {
+    /// With a key set.
+    Jwks {
+        /// The key set.
+        file: PathBuf,
+        /// What tokens must be.
+        rules: TokenRules,
+    },
+    /// By the API server.
+    TokenReview {
+        /// The one audience.
+        audience: String,
+        /// Reviews at once.
+        at_once: usize,
+    },
+}
+
 /// The configuration, checked.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct Config {
     pub state_dir: PathBuf,
-    pub state_key: StateKey,
+    pub state_key: KeyFrom,
+    /// Whether namespaces get the roots.
+    pub publish_bundle: bool,
+    /// Where the state lies, if not in the directory.
+    pub state_secret: Option<String>,
     pub trust_domain: TrustDomain,
+    pub system_namespace: String,
     /// The CA's own identity.
     pub own_id: SpiffeId,
     pub listen: SocketAddr,
@@ -144,8 +208,9 @@ pub struct Config {
     pub bundle_files: Vec<PathBuf>,
     pub audit_log: PathBuf,
     pub ready_file: Option<PathBuf>,
-    pub jwks_file: PathBuf,
-    pub token: TokenRules,
+    pub attest: Attestation,
+    /// For the API server; without it, the pod's own account.
+    pub kubeconfig: Option<PathBuf>,
     pub terms: Terms,
     pub lifetimes: Lifetimes,
     pub calls: CallLimits,
@@ -165,26 +230,37 @@ impl Config {
         let lifetimes = Lifetimes { root: args.root_ttl, issuer: args.issuer_ttl };
         check_lives(terms, lifetimes)?;
         check_bounds(&args)?;
-        let token = token_rules(&args)?;
-        let state_key = match (&args.state_key_file, key_text) {
-            (Some(_), Some(_)) => return Err(ConfigError::TwoKeys),
-            (Some(file), None) => StateKey::from_file(file)?,
-            (None, Some(text)) => StateKey::from_text(STATE_KEY, text)?,
-            (None, None) => return Err(ConfigError::NoKey),
+        let attest = attestation(&args)?;
+        let state_key = match (&args.state_key_file, key_text, &args.state_key_secret) {
+            (Some(file), None, None) => KeyFrom::Given(StateKey::from_file(file)?),
+            (None, Some(text), None) => KeyFrom::Given(StateKey::from_text(STATE_KEY, text)?),
+            (None, None, Some(name)) => KeyFrom::Secret(secret_name("state-key-secret", name)?),
+            (None, None, None) => return Err(ConfigError::NoKey),
+            _ => return Err(ConfigError::TwoKeys),
         };
+        let state_secret = args.state_secret.map(|name| secret_name("state-secret", &name)).transpose()?;
+        if let (Some(state), KeyFrom::Secret(key)) = (&state_secret, &state_key)
+            && state == key
+        {
+            let problem = "is the Secret of the state; the key must have one of its own".to_owned();
+            return Err(ConfigError::Value { flag: "state-key-secret", problem });
+        }
         let in_state = |name: &str| args.state_dir.join(name);
         Ok(Self {
             state_key,
+            state_secret,
+            publish_bundle: args.publish_bundle,
             trust_domain,
             own_id,
+            system_namespace: args.system_namespace,
             listen: args.listen,
             health_listen: args.health_listen,
             admin_socket: args.admin_socket.unwrap_or_else(|| in_state("admin.sock")),
             bundle_files: [Some(in_state(BUNDLE)), args.bundle_file].into_iter().flatten().collect(),
             audit_log: args.audit_log.unwrap_or_else(|| in_state(AUDIT)),
             ready_file: args.ready_file,
-            jwks_file: args.jwks_file,
-            token,
+            attest,
+            kubeconfig: args.kubeconfig,
             terms,
             lifetimes,
             calls: CallLimits {
@@ -205,13 +281,12 @@ impl Config {
         let seconds = |duration: Duration| duration.as_secs();
         let rate = |rate: Rate| format!("{}/{}", rate.per_second, rate.burst);
         json!({
-            "state_dir": self.state_dir, "state_key": format!("{:?}", self.state_key),
+            "state_dir": self.state_dir, "state_key": format!("{:?}", self.state_key), "state_secret": self.state_secret,
+            "publish_bundle": self.publish_bundle,
             "trust_domain": self.trust_domain.as_str(), "own_id": self.own_id.as_str(),
             "listen": self.listen, "health_listen": self.health_listen, "admin_socket": self.admin_socket,
             "bundle_files": self.bundle_files, "audit_log": self.audit_log, "ready_file": self.ready_file,
-            "jwks_file": self.jwks_file, "token_issuer": self.token.issuer, "token_audience": self.token.audience,
-            "token_algorithms": format!("{:?}", self.token.algorithms),
-            "max_token_age_s": seconds(self.token.max_age),
+            "attest": self.attest.dump(), "kubeconfig": self.kubeconfig,
             "leaf_ttl_s": seconds(self.terms.default), "max_leaf_ttl_s": seconds(self.terms.max),
             "issuer_ttl_s": seconds(self.lifetimes.issuer), "root_ttl_s": seconds(self.lifetimes.root),
             "max_connections": self.max_connections, "max_handshakes": self.max_handshakes,
@@ -232,6 +307,27 @@ impl Config {
             ));
         }
         warnings
+    }
+}
+
+impl Attestation {
+    fn dump(&self) -> Value {
+        match self {
+            Self::Jwks { file, rules } => json!({
+                "by": "jwks", "jwks_file": file, "token_issuer": rules.issuer, "token_audience": rules.audience,
+                "token_algorithms": format!("{:?}", rules.algorithms), "max_token_age_s": rules.max_age.as_secs(),
+            }),
+            Self::TokenReview { audience, at_once } => {
+                json!({ "by": "token-review", "token_audience": audience, "max_token_reviews": at_once })
+            }
+        }
+    }
+}
+
+fn secret_name(flag: &'static str, name: &str) -> Result<String, ConfigError> {
+    match crate::attest::token::is_name(name, 253) {
+        true => Ok(name.to_owned()),
+        false => Err(ConfigError::Value { flag, problem: format!("{name:?} is no name of a Secret") }),
     }
 }
 
@@ -263,6 +359,7 @@ fn check_bounds(args: &Args) -> Result<(), ConfigError> {
         ("max-handshakes", args.max_handshakes),
         ("max-calls", args.max_calls),
         ("max-watchers", args.max_watchers),
+        ("max-token-reviews", args.max_token_reviews),
     ];
     match counts.iter().find(|(_, count)| !(1..=1_000_000).contains(count)) {
         Some((flag, _)) => Err(ConfigError::Value { flag, problem: "not from 1 to 1000000".to_owned() }),
@@ -270,56 +367,37 @@ fn check_bounds(args: &Args) -> Result<(), ConfigError> {
     }
 }
 
-fn token_rules(args: &Args) -> Result<TokenRules, ConfigError> {
-    for (flag, text) in [("token-issuer", &args.token_issuer), ("token-audience", &args.token_audience)] {
-        if text.is_empty() {
-            return Err(ConfigError::Value { flag, problem: "is empty".to_owned() });
+fn attestation(args: &Args) -> Result<Attestation, ConfigError> {
+    let audience = args.token_audience.clone();
+    if audience.is_empty() {
+        return Err(ConfigError::Value { flag: "token-audience", problem: "is empty".to_owned() });
+    }
+    match args.attest {
+        AttestBy::TokenReview => {
+            // Whoever gives them believes that they hold.
+            let unused = [("jwks-file", args.jwks_file.is_some()), ("token-issuer", args.token_issuer.is_some())];
+            match unused.iter().find(|(_, given)| *given) {
+                Some((flag, _)) => {
+                    let problem =
+                        "is not used with --attest token-review: the API server knows its own keys".to_owned();
+                    Err(ConfigError::Value { flag, problem })
+                }
+                None => Ok(Attestation::TokenReview { audience, at_once: args.max_token_reviews }),
+            }
+        }
+        AttestBy::Jwks => {
+            let needed = |flag| ConfigError::Value { flag, problem: "is needed with --attest jwks".to_owned() };
+            let file = args.jwks_file.clone().ok_or_else(|| needed("jwks-file"))?;
+            let issuer = args.token_issuer.clone().filter(|text| !text.is_empty());
+            let issuer = issuer.ok_or_else(|| needed("token-issuer"))?;
+            let names = args.token_algorithms.iter();
+            let algorithms = names.map(|name| algorithm(name.trim())).collect::<Result<Vec<_>, _>>()?;
+            Ok(Attestation::Jwks {
+                file,
+                rules: TokenRules { issuer, audience, algorithms, max_age: args.max_token_age },
+            })
         }
     }
-    let algorithms = args.token_algorithms.iter().map(|name| algorithm(name.trim())).collect::<Result<Vec<_>, _>>()?;
-    Ok(TokenRules {
-        issuer: args.token_issuer.clone(),
-        audience: args.token_audience.clone(),
-        algorithms,
-        max_age: args.max_token_age,
-    })
-}
-
-fn algorithm(name: &str) -> Result<Algorithm, ConfigError> {
-    use Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
-    let known = [RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA];
-    known.into_iter().find(|algorithm| format!("{algorithm:?}") == name).ok_or_else(|| ConfigError::Value {
-        flag: "token-algorithms",
-        problem: format!("{name:?} is none of {known:?} (algorithms with a shared secret are never accepted)"),
-    })
-}
-
-fn any(port: u16) -> SocketAddr {
-    SocketAddr::from(([0, 0, 0, 0], port))
-}
-
-/// A number and a unit.
-fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is not a number with one of the units s, m, h, d");
-    let unit = text.chars().last().ok_or_else(bad)?;
-    let factor = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => return Err(bad()),
-    };
-    let number: u64 = text.strip_suffix(unit).unwrap_or_default().parse().map_err(|_| bad())?;
-    number.checked_mul(factor).map(Duration::from_secs).ok_or_else(|| format!("{text:?} is too long"))
-}
-
-/// Calls a second and burst, as `1/10`.
-fn rate(text: &str) -> Result<Rate, String> {
-    let bad = || format!("{text:?} is not RATE/BURST, as in 0.5/10: calls a second, calls at once");
-    let (per_second, burst) = text.split_once('/').ok_or_else(bad)?;
-    let rate = Rate { per_second: per_second.parse().map_err(|_| bad())?, burst: burst.parse().map_err(|_| bad())? };
-    let fits = rate.per_second.is_finite() && rate.per_second > 0.0 && rate.per_second <= 1e6 && rate.burst > 0;
-    if fits { Ok(rate) } else { Err(bad()) }
 }
 
 #[cfg(test)]

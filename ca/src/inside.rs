@@ -22,8 +22,8 @@ pub struct Inside {
     pub state: Arc<State>,
     /// The CA's own SVID.
     pub own: Arc<Own>,
-    /// The token issuer's keys.
-    pub jwks: Arc<Jwks>,
+    /// The token issuer's keys, where tokens are verified by them.
+    pub jwks: Option<Arc<Jwks>>,
     /// Open streams.
     pub bundles: Arc<Bundles>,
     /// What was counted.
@@ -58,8 +58,8 @@ impl Health for Inside {
             own_end: self.own.not_after().map_or(0, |end| end.as_secs()),
             generation: authority.generation(),
             watchers: self.bundles.open(),
-            token_keys: self.jwks.key_ids().len(),
-            token_keys_good: self.jwks.problem().is_none(),
+            state_in_step: self.state.problem().is_none(),
+            token_keys: self.jwks.as_ref().map(|jwks| (jwks.key_ids().len(), jwks.problem().is_none())),
         })
     }
 }
@@ -83,6 +83,8 @@ impl Inside {
             "ready": ready.is_ok(),
             "not_ready_because": ready.err(),
             "trust_domain": authority.trust_domain().as_str(),
+            "state": self.state.place(),
+            "state_problem": self.state.problem(),
             "bundle_generation": authority.generation(),
             "root": pair(authority.root()),
             "issuer": pair(authority.issuer()),
@@ -90,8 +92,8 @@ impl Inside {
                 "id": self.own.id().as_str(),
                 "not_after": self.own.not_after().map(|end| rfc3339(end.as_secs().saturating_mul(1000))),
             },
-            "token_keys": self.jwks.key_ids(),
-            "token_keys_problem": self.jwks.problem().map(|problem| problem.to_string()),
+            "token_keys": self.jwks.as_ref().map(|jwks| jwks.key_ids()),
+            "token_keys_problem": self.jwks.as_ref().and_then(|jwks| jwks.problem()).map(|problem| problem.to_string()),
             "bundle_watchers": self.bundles.open(),
         })
     }

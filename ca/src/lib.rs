@@ -28,6 +28,9 @@ pub mod audit;
 
 pub mod state;
 
+// The cluster, where there is one: it attests, keeps the state, carries the roots to pods.
+pub mod kubernetes;
+
 // What the CA does beside.
 pub mod own;
 pub mod upkeep;

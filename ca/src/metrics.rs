@@ -42,10 +42,10 @@ pub struct Facts {
     pub generation: u64,
     /// Open WatchBundle streams.
     pub watchers: usize,
-    /// Token keys in force.
-    pub token_keys: usize,
-    /// False while the token keys' file is bad.
-    pub token_keys_good: bool,
+    /// False while it is not known that the state in force is the one that is stored.
+    pub state_in_step: bool,
+    /// Token keys in force, and whether their file is good as it stands; none where tokens are reviewed.
+    pub token_keys: Option<(usize, bool)>,
 }
 
 /// All of the CA's metrics.
@@ -62,6 +62,9 @@ pub struct Metrics {
     watchers: Gauge,
     token_keys: Gauge,
     token_keys_good: Gauge,
+    state_in_step: Gauge,
+    bundle_writes: Family<Outcome, Counter>,
+    bundles_behind: Gauge,
 }
 
 impl Metrics {
@@ -80,6 +83,9 @@ impl Metrics {
             watchers: Gauge::default(),
             token_keys: Gauge::default(),
             token_keys_good: Gauge::default(),
+            state_in_step: Gauge::default(),
+            bundle_writes: Family::default(),
+            bundles_behind: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -101,9 +107,19 @@ impl Metrics {
         registry.register_with_unit("certificate_expiration_timestamp", help, Unit::Seconds, self.ends.clone());
         registry.register("bundle_generation", "Number of the trust bundle in force", self.generation.clone());
         registry.register("bundle_watchers", "WatchBundle streams that are open", self.watchers.clone());
-        registry.register("token_keys", "Token keys in force", self.token_keys.clone());
+        registry.register(
+            "token_keys",
+            "Token keys in force; 0 where the API server reviews tokens",
+            self.token_keys.clone(),
+        );
         let help = "1 while the token keys' file is in force as it stands, 0 while it is bad";
         registry.register("token_keys_good", help, self.token_keys_good.clone());
+        let help = "1 while the state in force is known to be the one that is stored";
+        registry.register("state_in_step", help, self.state_in_step.clone());
+        let help = "ConfigMaps with the roots that were written, by outcome";
+        registry.register("bundle_config_map_writes", help, self.bundle_writes.clone());
+        let help = "Namespaces whose ConfigMap is missing or does not hold the roots in force";
+        registry.register("bundle_config_maps_behind", help, self.bundles_behind.clone());
         let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that runs", version);
     }
@@ -134,6 +150,16 @@ impl Metrics {
         self.reloads.get_or_create(&Outcome { outcome: if good { "loaded" } else { "bad" } }).inc();
     }
 
+    /// A ConfigMap with the roots was written, or not.
+    pub fn bundle_write(&self, good: bool) {
+        self.bundle_writes.get_or_create(&Outcome { outcome: if good { "written" } else { "failed" } }).inc();
+    }
+
+    /// So many namespaces lack the roots in force.
+    pub fn bundles_behind(&self, namespaces: usize) {
+        self.bundles_behind.set(i64::try_from(namespaces).unwrap_or(i64::MAX));
+    }
+
     /// The text that a scraper gets.
     pub fn render(&self, facts: Facts) -> Result<String, std::fmt::Error> {
         for (certificate, end) in [("root", facts.root_end), ("issuer", facts.issuer_end), ("own", facts.own_end)] {
@@ -142,8 +168,10 @@ impl Metrics {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.generation.set(i64::try_from(facts.generation).unwrap_or(i64::MAX));
         self.watchers.set(count(facts.watchers));
-        self.token_keys.set(count(facts.token_keys));
-        self.token_keys_good.set(i64::from(facts.token_keys_good));
+        self.state_in_step.set(i64::from(facts.state_in_step));
+        let (keys, good) = facts.token_keys.unwrap_or((0, true));
+        self.token_keys.set(count(keys));
+        self.token_keys_good.set(i64::from(good));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)

@@ -4,8 +4,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use countersign_admin::{AdminSocket, Log, SocketError, health};
+use countersign_admin::health::{self, Check, Health};
+use countersign_admin::{AdminSocket, Log, SocketError};
 use countersign_credentials::{ClientAuth, IncomingLimits, SharedClock, incoming};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -13,15 +15,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::attest::{Attestor, Jwks, JwksError};
-use crate::audit::{Audit, AuditError, Event};
+use crate::audit::{Audit, AuditError, Event, GRANTED, SUPERSEDED};
 use crate::clock::millis;
-use crate::config::Config;
+use crate::config::{Attestation, Config, KeyFrom};
 use crate::inside::Inside;
 use crate::issue::{Issuance, Parts};
+use crate::kubernetes::{ConnectError, Connector, KeySecret, Publisher, StateSecret, TokenReviews};
 use crate::metrics::Metrics;
 use crate::own::Own;
 use crate::server::Service;
-use crate::state::{self, DirectoryError, Opened, State, StateError, write_whole};
+use crate::state::{self, DirectoryError, KeySource, Opened, Place, Race, State, StateError, Vacant, write_whole};
 use crate::upkeep::{Upkeep, UpkeepError, record_ca};
 use crate::watch::Bundles;
 
@@ -38,12 +41,17 @@ pub enum StartError {
     #[error("--jwks-file {0}")]
     Jwks(#[from] JwksError),
     #[error(transparent)]
+    Cluster(#[from] ConnectError),
+    #[error(transparent)]
     Upkeep(#[from] UpkeepError),
     #[error("admin socket {0}")]
     Admin(#[from] SocketError),
     #[error("cannot listen on {address} ({flag}): {source}")]
     Bind { flag: &'static str, address: SocketAddr, source: std::io::Error },
 }
+
+/// After the API server could not be asked for the state.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// A CA that serves. It ends when dropped, or in order by [`Running::shutdown`].
 pub struct Running {
@@ -69,9 +77,18 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         // One of a former run would name ports that are gone.
         let _ = std::fs::remove_file(file);
     }
-    let jwks = Arc::new(Jwks::open(&config.jwks_file, config.token.clone())?);
-    let (state, audit) = open_state(&config, &clock).await?;
-    let bundle_pem = state.authority().root().pem();
+    let connector = Connector::new(config.kubeconfig.as_deref(), &config.system_namespace);
+    let (attestor, jwks) = attestor(&config, &connector).await?;
+    let loading = match config.state_secret {
+        Some(_) => Some(answer_while_loading(&config).await?),
+        None => None,
+    };
+    let (state, audit) = open_state(&config, &connector, &clock).await?;
+    if let Some(loading) = loading {
+        loading.abort();
+        let _ = loading.await;
+    }
+    let bundle_pem = state.authority().bundle_pem();
     for file in &config.bundle_files {
         write_whole(file, bundle_pem.as_bytes(), 0o644)?;
     }
@@ -80,7 +97,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
     let upkeep = Upkeep {
         state: Arc::clone(&state),
         own: Arc::clone(&own),
-        jwks: Arc::clone(&jwks),
+        jwks: jwks.clone(),
         audit: audit.clone(),
         clock: clock.clone(),
         metrics: Arc::clone(&metrics),
@@ -91,8 +108,18 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
     let shutdown = CancellationToken::new();
     let bundles =
         Arc::new(Bundles::new(Arc::clone(&state), clock.clone(), config.max_watchers, shutdown.child_token()));
+    let mut tasks = vec![tokio::spawn(state::follow(Arc::clone(&state), clock.clone()))];
+    if config.publish_bundle {
+        let publisher = Publisher {
+            cluster: connector.cluster().await?,
+            state: Arc::clone(&state),
+            clock: clock.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        tasks.push(tokio::spawn(publisher.run()));
+    }
     let parts = Parts {
-        attestor: Attestor::Jwks(Arc::clone(&jwks)),
+        attestor,
         state: Arc::clone(&state),
         audit,
         clock: clock.clone(),
@@ -121,6 +148,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
     let incoming = incoming(ports.grpc, own.subscribe(), ClientAuth::Optional, limits, counter(&metrics));
     let probes = health::serve(ports.probes, Arc::clone(&inside), counter(&metrics));
     let admin = countersign_admin::serve(ports.admin, inside.routes(), counter(&metrics));
+    tasks.extend([tokio::spawn(upkeep.run()), tokio::spawn(probes), tokio::spawn(admin)]);
     let service = Service::new(issuance, bundles, metrics);
     let running = Running {
         listen,
@@ -128,11 +156,25 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         admin: config.admin_socket.clone(),
         bundle: config.state_dir.join(state::BUNDLE),
         grpc: tokio::spawn(service.serve(incoming, shutdown.clone().cancelled_owned())),
-        others: vec![tokio::spawn(upkeep.run()), tokio::spawn(probes), tokio::spawn(admin)],
+        others: tasks,
         shutdown,
     };
     running.announce(&config)?;
     Ok(running)
+}
+
+/// How callers are attested, and the key set to keep fresh where there is one.
+async fn attestor(config: &Config, connector: &Connector<'_>) -> Result<(Attestor, Option<Arc<Jwks>>), StartError> {
+    match &config.attest {
+        Attestation::Jwks { file, rules } => {
+            let jwks = Arc::new(Jwks::open(file, rules.clone())?);
+            Ok((Attestor::Jwks(Arc::clone(&jwks)), Some(jwks)))
+        }
+        Attestation::TokenReview { audience, at_once } => {
+            let reviews = TokenReviews::new(connector.cluster().await?, audience.clone(), *at_once);
+            Ok((Attestor::Review(reviews), None))
+        }
+    }
 }
 
 fn counter(metrics: &Arc<Metrics>) -> impl Fn(&'static str) + Send + Sync + use<> {
@@ -140,22 +182,82 @@ fn counter(metrics: &Arc<Metrics>) -> impl Fn(&'static str) + Send + Sync + use<
     move |reason| metrics.connection_refused(reason)
 }
 
-async fn open_state(config: &Config, clock: &SharedClock) -> Result<(Arc<State>, Audit), StartError> {
-    let (now, now_ms) = (clock.now(), millis(&**clock));
-    let opened = state::open(&config.state_dir, config.state_key.clone(), &config.trust_domain, config.lifetimes, now)?;
+async fn open_state(
+    config: &Config,
+    connector: &Connector<'_>,
+    clock: &SharedClock,
+) -> Result<(Arc<State>, Audit), StartError> {
+    let key = match &config.state_key {
+        KeyFrom::Given(key) => KeySource::Given(key.clone()),
+        KeyFrom::Secret(name) => KeySource::Secret(KeySecret::new(connector.cluster().await?, name.clone())),
+    };
+    let opened = loop {
+        let place = place(config, connector).await?;
+        match state::open(place, &key, &config.trust_domain, config.lifetimes, clock.now()).await {
+            Err(error) if error.may_pass() => {
+                tracing::error!(%error, "the state cannot be read yet; trying again");
+                tokio::time::sleep(AGAIN).await;
+            }
+            opened => break opened?,
+        }
+    };
     // Only now, when what is there could be read, is the log opened: it is the first file that is written.
     let audit = Audit::open(&config.audit_log)?;
     let state = match opened {
         Opened::Found(state) => state,
-        Opened::Vacant(vacant) => {
-            let draft = vacant.draft(now)?;
-            let _root = record_ca(&audit, Event::Root, &draft, now_ms).await?;
-            let _issuer = record_ca(&audit, Event::Issuer, &draft, now_ms).await?;
-            tracing::info!(trust_domain = %config.trust_domain, root = draft.root().serial(), "a new root was made");
-            vacant.commit(draft)?
-        }
+        Opened::Vacant(vacant) => make_root(config, vacant, &audit, clock).await?,
     };
     Ok((Arc::new(state), audit))
+}
+
+async fn place(config: &Config, connector: &Connector<'_>) -> Result<Place, StartError> {
+    match &config.state_secret {
+        None => Ok(Place::directory(&config.state_dir)?),
+        Some(name) => {
+            // The directory has the audit log only, and is made and judged as ever.
+            drop(Place::directory(&config.state_dir)?);
+            Ok(Place::Secret(StateSecret::new(connector.cluster().await?, name.clone())))
+        }
+    }
+}
+
+async fn make_root(config: &Config, vacant: Vacant, audit: &Audit, clock: &SharedClock) -> Result<State, StartError> {
+    let now_ms = millis(&**clock);
+    let draft = vacant.draft(clock.now())?;
+    let made = draft.authority();
+    for event in [Event::Root, Event::Issuer] {
+        let _recorded = record_ca(audit, event, GRANTED, &made, now_ms).await?;
+    }
+    let serial = made.root().serial();
+    let (state, race) = vacant.commit(draft, clock.now()).await?;
+    match race {
+        Race::Won => tracing::info!(trust_domain = %config.trust_domain, root = serial, "a new root was made"),
+        Race::Lost => {
+            for event in [Event::Root, Event::Issuer] {
+                let _recorded = record_ca(audit, event, SUPERSEDED, &made, now_ms).await?;
+            }
+            tracing::info!(root = serial, "another replica made the root first; this one was never used");
+        }
+    }
+    Ok(state)
+}
+
+/// While the state cannot be read, which in a cluster may take a while: alive, and not ready.
+struct Loading;
+
+impl Health for Loading {
+    fn checks(&self) -> Vec<Check> {
+        vec![Check::new("state", Some("the state is not loaded yet"))]
+    }
+
+    fn metrics(&self) -> Result<String, std::fmt::Error> {
+        Ok("# EOF\n".to_owned())
+    }
+}
+
+async fn answer_while_loading(config: &Config) -> Result<JoinHandle<()>, StartError> {
+    let (listener, _) = tcp("--health-listen", config.health_listen).await?;
+    Ok(tokio::spawn(health::serve(listener, Arc::new(Loading), |_| {})))
 }
 
 struct Ports {
@@ -200,7 +302,7 @@ impl Running {
     }
 
     /// Not ready from now on; streams end, calls under way may end. True if all ended within `limit`.
-    pub async fn shutdown(mut self, limit: std::time::Duration) -> bool {
+    pub async fn shutdown(mut self, limit: Duration) -> bool {
         self.shutdown.cancel();
         let ended = tokio::time::timeout(limit, &mut self.grpc).await.is_ok();
         for task in std::mem::take(&mut self.others) {

@@ -13,7 +13,7 @@ use countersign_credentials::{Incoming, PeerInfo, grpc_server};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
 
-use crate::attest::jwks::MAX_TOKEN;
+use crate::attest::MAX_TOKEN;
 use crate::csr::MAX_CSR;
 use crate::grant::GrantError;
 use crate::issue::{Issuance, Refusal};
@@ -96,7 +96,8 @@ fn peer<T>(request: &Request<T>) -> Result<&PeerInfo, Status> {
 fn code(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Busy | Refusal::Rate { .. } => Code::ResourceExhausted,
-        Refusal::Attest(_) => Code::Unauthenticated,
+        Refusal::Attest(error) if error.is_refusal() => Code::Unauthenticated,
+        Refusal::Attest(_) => Code::Unavailable,
         Refusal::Csr(_) | Refusal::Grant(GrantError::TooShort { .. }) => Code::InvalidArgument,
         Refusal::Grant(GrantError::Skew { .. }) => Code::FailedPrecondition,
         Refusal::Grant(GrantError::Identity(_) | GrantError::Reserved(_)) => Code::PermissionDenied,

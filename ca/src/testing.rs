@@ -3,9 +3,11 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use countersign_credentials::{Clock, SharedClock};
@@ -18,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::attest::TokenRules;
 use crate::clock::seconds;
-use crate::state::{Authority, Lifetimes};
+use crate::state::{Authority, KeySource, Lifetimes, Opened, Place, Race, State, StateError, StateKey, Vacant};
 
 /// Where test time begins.
 pub const START: u64 = 1_800_000_000;
@@ -183,6 +185,27 @@ pub fn openssl(args: &[&str]) -> Option<String> {
 /// A directory as the state wants it.
 pub fn private_dir() -> tempfile::TempDir {
     tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().unwrap()
+}
+
+/// The state of a directory, as the process opens it.
+pub fn open_state(path: &Path, key: StateKey, domain: &TrustDomain, at: UnixTime) -> Result<Opened, StateError> {
+    at_once(crate::state::open(Place::directory(path)?, &KeySource::Given(key), domain, LIVES, at))
+}
+
+/// Makes the first state of a directory.
+pub fn first_state(vacant: Vacant, at: UnixTime) -> State {
+    let draft = vacant.draft(at).unwrap();
+    let (state, race) = at_once(vacant.commit(draft, at)).unwrap();
+    assert_eq!(race, Race::Won);
+    state
+}
+
+/// The result of what waits for nothing, as the state in a directory never does.
+pub fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => panic!("it waits"),
+    }
 }
 
 /// A file of a test.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use countersign_credentials::SharedClock;
 
 use crate::attest::Jwks;
-use crate::audit::{Audit, AuditError, Entry, Event, GRANTED, Recorded};
+use crate::audit::{Audit, AuditError, Entry, Event, GRANTED, Recorded, SUPERSEDED};
 use crate::clock::millis;
 use crate::metrics::Metrics;
 use crate::own::{Own, OwnError};
-use crate::state::{Authority, Pair, State, StateError, hex};
+use crate::state::{Authority, Draft, Pair, Race, State, StateError, hex};
 
 /// Why a step failed. All our own fault, or the disk's.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +36,8 @@ pub struct Upkeep {
     pub state: Arc<State>,
     /// The CA's own SVID.
     pub own: Arc<Own>,
-    /// The token issuer's keys.
-    pub jwks: Arc<Jwks>,
+    /// The token issuer's keys, where tokens are verified by them.
+    pub jwks: Option<Arc<Jwks>>,
     /// Where all that is signed is recorded.
     pub audit: Audit,
     /// Wall time.
@@ -51,7 +51,9 @@ impl Upkeep {
     pub async fn run(self) {
         let mut told = None;
         loop {
-            self.refresh_keys(&mut told);
+            if let Some(jwks) = &self.jwks {
+                self.refresh_keys(jwks, &mut told);
+            }
             let pause = match self.renew().await {
                 Ok(()) => EVERY,
                 Err(error) => {
@@ -66,10 +68,7 @@ impl Upkeep {
     /// Renews what is due: the issuer first, so that the own leaf comes from the newer one.
     pub async fn renew(&self) -> Result<(), UpkeepError> {
         if let Some(draft) = self.state.draft_issuer(self.clock.now())? {
-            let _recorded = record_ca(&self.audit, Event::Issuer, &draft, millis(&*self.clock)).await?;
-            let (serial, not_after) = (draft.issuer().serial().to_owned(), draft.issuer().not_after().as_secs());
-            self.state.commit(draft)?;
-            tracing::info!(serial, not_after, "issuer renewed");
+            self.renew_issuer(draft).await?;
         }
         let authority = self.state.authority();
         if self.own.due(&authority) {
@@ -78,14 +77,29 @@ impl Upkeep {
         Ok(())
     }
 
+    /// Recorded, then stored, then in force. Where replicas share the state, one of them wins.
+    async fn renew_issuer(&self, draft: Draft) -> Result<(), UpkeepError> {
+        let made = draft.authority();
+        let _recorded = record_ca(&self.audit, Event::Issuer, GRANTED, &made, millis(&*self.clock)).await?;
+        let serial = made.issuer().serial();
+        match self.state.commit(draft, self.clock.now()).await? {
+            Race::Won => tracing::info!(serial, not_after = made.issuer().not_after().as_secs(), "issuer renewed"),
+            Race::Lost => {
+                let _ = record_ca(&self.audit, Event::Issuer, SUPERSEDED, &made, millis(&*self.clock)).await?;
+                tracing::info!(serial, "another replica renewed the issuer first; this one was never used");
+            }
+        }
+        Ok(())
+    }
+
     /// A bad file is told once, not each second.
-    fn refresh_keys(&self, told: &mut Option<String>) {
-        match self.jwks.refresh() {
+    fn refresh_keys(&self, jwks: &Jwks, told: &mut Option<String>) {
+        match jwks.refresh() {
             Ok(changed) => {
                 *told = None;
                 if changed {
                     self.metrics.keys_reloaded(true);
-                    tracing::info!(keys = ?self.jwks.key_ids(), "token keys reloaded");
+                    tracing::info!(keys = ?jwks.key_ids(), "token keys reloaded");
                 }
             }
             Err(error) => {
@@ -100,10 +114,11 @@ impl Upkeep {
     }
 }
 
-/// Records that a root or an issuer was made, before it is put in force.
+/// Records that a root or an issuer was made, before it is put in force; or that it never was.
 pub async fn record_ca(
     audit: &Audit,
     event: Event,
+    outcome: &'static str,
     authority: &Authority,
     now_ms: u64,
 ) -> Result<Recorded, AuditError> {
@@ -113,7 +128,7 @@ pub async fn record_ca(
         key_sha256: Some(hex(&pair.key_sha256())),
         not_after: Some(pair.not_after().as_secs()),
         bundle_generation: Some(authority.generation()),
-        ..Entry::new(event, GRANTED)
+        ..Entry::new(event, outcome)
     };
     audit.record(&entry, now_ms).await
 }

@@ -1,21 +1,26 @@
 //! Who asks? Called by `issue`, first of all steps. A [`Caller`] comes only from here; no lock is held while it is found out.
 //!
-//! Offline, a token is checked against a JWKS (`jwks`, `token`). Asking the API server (TokenReview) is a second kind of
-//! attestor, which is why attestation is async.
+//! Offline, a token is checked against a JWKS (`jwks`, `token`). In a cluster the API server is asked (TokenReview), and its
+//! answer is judged (`review`); the call itself is in `kubernetes`.
 
 use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 
+use crate::kubernetes::{CallError, TokenReviews};
+
 pub mod jwks;
+pub mod review;
 #[cfg(test)]
 mod tests;
 pub mod token;
 
 pub use jwks::{Jwks, JwksError};
+pub use review::Review;
 pub use token::TokenRules;
 
-/// Why a token attests nobody. All are the caller's doing, but for a key set that has not caught up with its issuer.
+/// Why a token attests nobody. All are the caller's doing, but for a key set that has not caught up with its issuer, and an
+/// API server that cannot be asked ([`AttestError::is_refusal`]).
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum AttestError {
@@ -53,6 +58,12 @@ pub enum AttestError {
     Disagrees(&'static str),
     #[error("the token's {0} is empty, too long, or holds characters that Kubernetes does not allow")]
     Name(&'static str),
+    #[error("the API server refuses the token: {0}")]
+    Refused(String),
+    #[error("the token's user is not in the groups of service accounts")]
+    Groups,
+    #[error("the token could not be reviewed, which says nothing about it; try again: {0}")]
+    NotReviewed(CallError),
 }
 
 impl AttestError {
@@ -72,8 +83,16 @@ impl AttestError {
             Self::NotYetValid { .. } => "token_not_yet_valid",
             Self::TooOld { .. } => "token_too_old",
             Self::Unbound(_) => "token_unbound",
-            Self::Subject(_) | Self::Disagrees(_) | Self::Name(_) => "token_subject",
+            Self::Subject(_) | Self::Disagrees(_) | Self::Name(_) | Self::Groups => "token_subject",
+            Self::Refused(_) => "token_refused",
+            Self::NotReviewed(CallError::Unavailable(_)) => "token_review_unavailable",
+            Self::NotReviewed(_) => "token_review_forbidden",
         }
+    }
+
+    /// False when nothing was found out about the token.
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::NotReviewed(_))
     }
 }
 
@@ -82,14 +101,32 @@ pub enum Attestor {
     /// Offline: the token's signature is checked with a key set from a file. A pod's deletion is noticed only when its token
     /// expires.
     Jwks(Arc<Jwks>),
+    /// The API server is asked about each token, and remembers a good one for 10 s at most. Without it nobody is attested.
+    Review(TokenReviews),
 }
+
+/// Tokens are about 1.2 KiB; a larger one is not looked at.
+pub const MAX_TOKEN: usize = 16 * 1024;
 
 impl Attestor {
     /// The caller that `token` attests at `now`.
     pub async fn attest(&self, token: &str, now: UnixTime) -> Result<Caller, AttestError> {
+        sized(token)?;
         match self {
             Self::Jwks(jwks) => jwks.attest(token, now),
+            Self::Review(reviews) => {
+                let answer = reviews.review(token).await.map_err(AttestError::NotReviewed)?;
+                review::judge(answer, reviews.audience())
+            }
         }
+    }
+}
+
+fn sized(token: &str) -> Result<(), AttestError> {
+    match token.len() {
+        0 => Err(AttestError::Missing),
+        bytes if bytes > MAX_TOKEN => Err(AttestError::TooLarge { bytes, max: MAX_TOKEN }),
+        _ => Ok(()),
     }
 }
 
@@ -104,6 +141,32 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// From names that were proven; they must also be ones that Kubernetes allows.
+    fn new(
+        namespace: &str,
+        service_account: &str,
+        pod_name: &str,
+        pod_uid: &str,
+        token_id: Option<&str>,
+    ) -> Result<Self, AttestError> {
+        let names = [
+            ("namespace", namespace, 63),
+            ("service account", service_account, 253),
+            ("pod name", pod_name, 253),
+            ("pod uid", pod_uid, 128),
+        ];
+        if let Some((what, ..)) = names.iter().find(|(_, name, max)| !token::is_name(name, *max)) {
+            return Err(AttestError::Name(what));
+        }
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            pod_name: pod_name.to_owned(),
+            pod_uid: pod_uid.to_owned(),
+            token_id: token_id.map(token::excerpt),
+        })
+    }
+
     /// The account's namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace

@@ -28,7 +28,7 @@ fn desk_of(issuer: TokenIssuer) -> Desk {
 
 impl Desk {
     fn attest(&self, token: &str) -> Result<Caller, AttestError> {
-        self.jwks.attest(token, now())
+        sized(token).and_then(|()| self.jwks.attest(token, now()))
     }
 
     /// What becomes of a good token after `change`.
@@ -252,7 +252,7 @@ fn critical_header_fields_are_refused() {
 fn size_and_form_are_bounded() {
     let desk = desk();
     assert_eq!(desk.attest("").unwrap_err(), AttestError::Missing);
-    let huge = "a".repeat(jwks::MAX_TOKEN + 1);
+    let huge = "a".repeat(MAX_TOKEN + 1);
     assert!(matches!(desk.attest(&huge), Err(AttestError::TooLarge { .. })));
     for garbage in ["a", "a.b", "a.b.c", "....", "é.é.é", "eyJhbGciOiJFUzI1NiJ9..", "\0.\0.\0"] {
         assert!(desk.attest(garbage).is_err(), "{garbage}");

@@ -111,31 +111,17 @@ fn bound_pod(sub: String, claim: Option<Kubernetes>, token_id: Option<String>) -
     if claim.serviceaccount.and_then(|object| object.name).as_deref() != Some(service_account) {
         return Err(AttestError::Disagrees("serviceaccount/name"));
     }
-    let names = [
-        ("namespace", namespace, 63),
-        ("service account", service_account, 253),
-        ("pod name", &pod_name, 253),
-        ("pod uid", &pod_uid, 128),
-    ];
-    if let Some((what, ..)) = names.iter().find(|(_, name, max)| !is_name(name, *max)) {
-        return Err(AttestError::Name(what));
-    }
-    Ok(Caller {
-        namespace: namespace.to_owned(),
-        service_account: service_account.to_owned(),
-        pod_name,
-        pod_uid,
-        token_id: token_id.map(|id| excerpt(&id)),
-    })
+    Caller::new(namespace, service_account, &pod_name, &pod_uid, token_id.as_deref())
 }
 
-fn account(sub: &str) -> Option<(&str, &str)> {
+/// Namespace and name of an account, by the user name that Kubernetes gives it.
+pub(super) fn account(sub: &str) -> Option<(&str, &str)> {
     let (namespace, name) = sub.strip_prefix("system:serviceaccount:")?.split_once(':')?;
     (!name.contains(':')).then_some((namespace, name))
 }
 
 /// DNS-1123 characters, which are also a SPIFFE path's and safe in logs.
-fn is_name(name: &str, max: usize) -> bool {
+pub(crate) fn is_name(name: &str, max: usize) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
     let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = name.as_bytes();

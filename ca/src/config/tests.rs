@@ -45,12 +45,31 @@ fn a_bad_value_is_named() {
         (&["--token-algorithms", "RS256,HS256"], "HS256"),
         (&["--token-algorithms", "none"], "none"),
         (&["--token-audience", ""], "--token-audience"),
+        (&["--attest", "token-review"], "--jwks-file"),
+        (&["--attest", "oidc"], "--attest"),
+        (&["--max-token-reviews", "0"], "--max-token-reviews"),
+        (&["--state-secret", "A_b"], "--state-secret"),
+        (&["--state-secret", ""], "--state-secret"),
         (&["--listen", "15030"], "--listen"),
         (&["--no-such-flag"], "--no-such-flag"),
     ] {
         let error = parse(arguments).unwrap_err();
         assert!(error.contains(said), "{arguments:?}: {error}");
     }
+}
+
+#[test]
+fn each_attestation_has_its_own_flags() {
+    let parse = |more: &[&str]| {
+        let args = ["countersign-ca", "--state-dir", "/s"].iter().chain(more);
+        Config::check(Args::try_parse_from(args).unwrap(), Some(&key())).map_err(|error| error.to_string())
+    };
+    let reviewed = parse(&["--attest", "token-review"]).unwrap();
+    assert!(matches!(&reviewed.attest, Attestation::TokenReview { audience, .. } if audience == "countersign-ca"));
+    assert!(parse(&["--attest", "token-review", "--token-issuer", "x"]).unwrap_err().contains("--token-issuer"));
+    assert!(parse(&["--token-issuer", "x"]).unwrap_err().contains("--jwks-file"));
+    assert!(parse(&["--jwks-file", "/j"]).unwrap_err().contains("--token-issuer"));
+    assert!(parse(&["--jwks-file", "/j", "--token-issuer", ""]).unwrap_err().contains("--token-issuer"));
 }
 
 #[test]
@@ -66,7 +85,21 @@ fn exactly_one_state_key_must_be_given() {
     let mut two = args();
     two.state_key_file = Some("/k".into());
     assert!(matches!(Config::check(two, Some(&key())), Err(ConfigError::TwoKeys)));
+    two = args();
+    two.state_key_secret = Some("k".to_owned());
+    assert!(matches!(Config::check(two.clone(), Some(&key())), Err(ConfigError::TwoKeys)));
+    assert!(matches!(Config::check(two, None).unwrap().state_key, KeyFrom::Secret(name) if name == "k"));
     assert!(matches!(Config::check(args(), Some("short")), Err(ConfigError::Key(_))));
+}
+
+#[test]
+fn state_and_state_key_never_share_a_secret() {
+    let parse = |key| {
+        let more = ["--state-secret", "one", "--state-key-secret", key];
+        Config::check(Args::try_parse_from(BASE.iter().chain(&more)).unwrap(), None)
+    };
+    assert!(parse("one").unwrap_err().to_string().contains("--state-key-secret"));
+    assert_eq!(parse("two").unwrap().state_secret.as_deref(), Some("one"));
 }
 
 #[test]

@@ -9,7 +9,8 @@ use super::*;
 use crate::attest::Jwks;
 use crate::state::{Opened, StateKey};
 use crate::testing::{
-    Hand, LIVES, START, TokenIssuer, claims, csr, domain, own_id, p256, private_dir, rsa, rules, write_jwks,
+    Hand, START, TokenIssuer, claims, csr, domain, first_state, open_state, own_id, p256, private_dir, rsa, rules,
+    write_jwks,
 };
 
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 11));
@@ -51,11 +52,8 @@ fn desk_with(dir: TempDir, limits: CallLimits, audit: Audit) -> Desk {
 fn state(dir: &TempDir) -> State {
     let key = StateKey::from_text("x", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
     let now = seconds(START);
-    match crate::state::open(&dir.path().join("state"), key, &domain(), LIVES, now).unwrap() {
-        Opened::Vacant(vacant) => {
-            let draft = vacant.draft(now).unwrap();
-            vacant.commit(draft).unwrap()
-        }
+    match open_state(&dir.path().join("state"), key, &domain(), now).unwrap() {
+        Opened::Vacant(vacant) => first_state(vacant, now),
         Opened::Found(_) => panic!("a state is there"),
     }
 }
@@ -216,8 +214,8 @@ async fn every_outcome_is_counted() {
         own_end: 3,
         generation: 4,
         watchers: 5,
-        token_keys: 6,
-        token_keys_good: true,
+        state_in_step: true,
+        token_keys: Some((6, true)),
     };
     let text = desk.issuance.parts.metrics.render(facts).unwrap();
     for line in [

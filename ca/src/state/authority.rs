@@ -119,6 +119,31 @@ impl Authority {
         left <= lifetimes.issuer.as_secs() / 3 && new_end > self.issuer.not_after
     }
 
+    /// Why `other` may not take the place of this one while the process lives; `None` if it may. Proxies refuse a bundle that
+    /// goes back, and another one under the same number.
+    pub fn why_not_next(&self, other: &Self) -> Option<String> {
+        let (held, stored) = (self.generation(), other.generation());
+        if stored < held {
+            return Some(format!("bundle generation {stored}, older than {held} which is in force"));
+        }
+        if stored == held && self.bundle.roots() != other.bundle.roots() {
+            return Some(format!("other roots under the bundle generation {held} which is in force"));
+        }
+        None
+    }
+
+    /// The same root, issuer and bundle.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.generation() == other.generation()
+            && self.root.certificate == other.root.certificate
+            && self.issuer.certificate == other.issuer.certificate
+    }
+
+    /// All roots of the bundle as PEM, one after the other.
+    pub fn bundle_pem(&self) -> String {
+        self.bundle.roots().iter().map(|root| pem(root)).collect()
+    }
+
     /// The trust domain that this authority speaks for.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain

@@ -58,14 +58,19 @@ impl StateKey {
         if !meta.is_file() {
             return Err(KeyError::NotAFile(path.to_owned()));
         }
-        if meta.mode() & 0o077 != 0 {
+        if !is_closed(meta.mode(), meta.uid(), rustix::process::geteuid().as_raw()) {
             return Err(KeyError::Readable { path: path.to_owned(), mode: meta.mode() & 0o7777 });
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize + 1));
         file.by_ref().take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(read)?;
-        let raw = <[u8; LEN]>::try_from(bytes.as_slice()).ok().map(|raw| Self(Zeroizing::new(raw)));
-        raw.or_else(|| std::str::from_utf8(&bytes).ok().and_then(decode))
-            .ok_or_else(|| KeyError::Form { origin: format!("state key file {}", path.display()) })
+        Self::from_bytes(&format!("state key file {}", path.display()), &bytes)
+    }
+
+    /// 32 raw bytes, or base64 of 32 bytes with blanks around it, from `origin`.
+    pub fn from_bytes(origin: &str, bytes: &[u8]) -> Result<Self, KeyError> {
+        let raw = <[u8; LEN]>::try_from(bytes).ok().map(|raw| Self(Zeroizing::new(raw)));
+        raw.or_else(|| std::str::from_utf8(bytes).ok().and_then(decode))
+            .ok_or_else(|| KeyError::Form { origin: origin.to_owned() })
     }
 
     /// Reads the text of the environment variable `name`: base64 of 32 bytes.
@@ -88,6 +93,13 @@ impl fmt::Debug for StateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "StateKey({})", self.id())
     }
+}
+
+/// Nobody but the owner may read or write; or, as Kubernetes mounts a Secret for a process that is not root: the file is
+/// root's, and one group, which is ours since we can read it, may read.
+fn is_closed(mode: u32, owner: u32, us: u32) -> bool {
+    let mounted = owner == 0 && us != 0;
+    mode & if mounted { 0o037 } else { 0o077 } == 0
 }
 
 fn decode(text: &str) -> Option<StateKey> {
@@ -135,6 +147,14 @@ mod tests {
             let (_dir, path) = file(content, 0o600);
             let text = StateKey::from_file(&path).unwrap_err().to_string();
             assert!(text.contains("32 bytes"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mounted_file_may_be_read_by_our_group_and_no_other_may() {
+        assert!(is_closed(0o100_440, 0, 1000), "a Secret, mounted with fsGroup");
+        for (mode, owner, us) in [(0o440, 1000, 1000), (0o440, 0, 0), (0o444, 0, 1000), (0o460, 0, 1000)] {
+            assert!(!is_closed(mode, owner, us), "{mode:o} {owner} {us}");
         }
     }
 

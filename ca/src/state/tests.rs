@@ -6,22 +6,19 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::*;
 use crate::clock::seconds;
-use crate::testing::{DAY, LIVES, START, domain, now, private_dir};
+use crate::testing::{DAY, START, at_once, domain, first_state, now, open_state, private_dir};
 
 fn key(byte: u8) -> StateKey {
     StateKey::from_text("test", &STANDARD.encode([byte; 32])).unwrap()
 }
 
 fn open_at(path: &Path, byte: u8, at: u64) -> Result<Opened, StateError> {
-    open(path, key(byte), &domain(), LIVES, seconds(at))
+    open_state(path, key(byte), &domain(), seconds(at))
 }
 
 fn create(path: &Path) -> State {
     match open_at(path, 1, START).unwrap() {
-        Opened::Vacant(vacant) => {
-            let draft = vacant.draft(now()).unwrap();
-            vacant.commit(draft).unwrap()
-        }
+        Opened::Vacant(vacant) => first_state(vacant, now()),
         Opened::Found(_) => panic!("a state is there"),
     }
 }
@@ -144,7 +141,7 @@ fn a_state_of_another_trust_domain_is_refused() {
     let dir = private_dir();
     drop(create(dir.path()));
     let other = TrustDomain::parse("other.test").unwrap();
-    let error = failure(open(dir.path(), key(1), &other, LIVES, now()));
+    let error = failure(open_state(dir.path(), key(1), &other, now()));
     assert!(matches!(&error, StateError::TrustDomain { .. }), "{error}");
 }
 
@@ -152,7 +149,7 @@ fn a_state_of_another_trust_domain_is_refused() {
 fn a_lost_state_is_not_replaced_by_a_new_root() {
     let dir = private_dir();
     let state = create(dir.path());
-    state.store.directory.write(BUNDLE, b"pem", 0o644).unwrap();
+    std::fs::write(dir.path().join(BUNDLE), b"pem").unwrap();
     drop(state);
     std::fs::remove_file(dir.path().join(STATE)).unwrap();
     let error = failure(open_at(dir.path(), 1, START));
@@ -190,7 +187,7 @@ fn a_state_that_cannot_be_written_keeps_the_old_issuer_in_force() {
     let draft = state.draft_issuer(seconds(START + 21 * DAY)).unwrap().unwrap();
     // The temporary file cannot be made where a directory has its name.
     std::fs::create_dir(dir.path().join("ca.state.tmp")).unwrap();
-    assert!(matches!(state.commit(draft), Err(StateError::Directory(DirectoryError::Io { .. }))));
+    assert!(matches!(at_once(state.commit(draft, now())), Err(StateError::Directory(DirectoryError::Io { .. }))));
     assert_eq!(state.authority().issuer().serial(), before);
     drop(state);
     assert_eq!(found(dir.path(), START).authority().issuer().serial(), before);
@@ -203,7 +200,7 @@ fn the_issuer_is_renewed_when_a_third_is_left_and_the_bundle_stays() {
     let first = state.authority();
     assert!(state.draft_issuer(seconds(START + 20 * DAY - 1)).unwrap().is_none());
     let draft = state.draft_issuer(seconds(START + 20 * DAY)).unwrap().unwrap();
-    state.commit(draft).unwrap();
+    at_once(state.commit(draft, now())).unwrap();
     let second = state.authority();
     assert_eq!(second.issuer().not_after().as_secs(), START + 50 * DAY);
     assert_ne!(second.issuer().key_sha256(), first.issuer().key_sha256(), "a new key");

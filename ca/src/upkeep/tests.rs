@@ -5,7 +5,9 @@ use super::*;
 use crate::clock::seconds;
 use crate::grant::Terms;
 use crate::state::{Opened, StateKey};
-use crate::testing::{DAY, HOUR, Hand, LIVES, START, TokenIssuer, domain, own_id, private_dir, rules, write_jwks};
+use crate::testing::{
+    DAY, HOUR, Hand, START, TokenIssuer, domain, first_state, open_state, own_id, private_dir, rules, write_jwks,
+};
 
 struct Desk {
     dir: TempDir,
@@ -21,7 +23,7 @@ fn desk() -> Desk {
     let upkeep = Upkeep {
         state: Arc::new(open(&dir, START)),
         own: Arc::new(own(&hand)),
-        jwks: Arc::new(Jwks::open(&dir.path().join("jwks"), rules()).unwrap()),
+        jwks: Some(Arc::new(Jwks::open(&dir.path().join("jwks"), rules()).unwrap())),
         audit: Audit::open(&dir.path().join("audit.jsonl")).unwrap(),
         clock: hand.clock(),
         metrics: Arc::new(Metrics::new()),
@@ -36,12 +38,9 @@ fn own(hand: &Hand) -> Own {
 
 fn open(dir: &TempDir, at: u64) -> State {
     let key = StateKey::from_text("x", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
-    match crate::state::open(&dir.path().join("state"), key, &domain(), LIVES, seconds(at)).unwrap() {
+    match open_state(&dir.path().join("state"), key, &domain(), seconds(at)).unwrap() {
         Opened::Found(state) => state,
-        Opened::Vacant(vacant) => {
-            let draft = vacant.draft(seconds(at)).unwrap();
-            vacant.commit(draft).unwrap()
-        }
+        Opened::Vacant(vacant) => first_state(vacant, seconds(at)),
     }
 }
 
@@ -116,15 +115,16 @@ async fn a_ca_that_slept_beyond_its_issuers_end_renews_it_when_it_wakes() {
 #[test]
 fn a_bad_key_file_is_told_once() {
     let desk = desk();
+    let jwks = desk.upkeep.jwks.clone().unwrap();
     let mut told = None;
     std::fs::write(desk.dir.path().join("jwks"), "{").unwrap();
-    desk.upkeep.refresh_keys(&mut told);
+    desk.upkeep.refresh_keys(&jwks, &mut told);
     let first = told.clone().unwrap();
-    desk.upkeep.refresh_keys(&mut told);
+    desk.upkeep.refresh_keys(&jwks, &mut told);
     assert_eq!(told.unwrap(), first);
     write_jwks(&desk.dir.path().join("jwks"), &[TokenIssuer::es256("k2").jwk()]);
     let mut told = Some(first);
-    desk.upkeep.refresh_keys(&mut told);
+    desk.upkeep.refresh_keys(&jwks, &mut told);
     assert!(told.is_none());
-    assert_eq!(desk.upkeep.jwks.key_ids(), ["k2"]);
+    assert_eq!(jwks.key_ids(), ["k2"]);
 }

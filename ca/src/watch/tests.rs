@@ -7,7 +7,9 @@ use crate::clock::seconds;
 use crate::grant::{self, Granter, Terms, Wish};
 use crate::sign;
 use crate::state::{Opened, StateKey};
-use crate::testing::{DAY, HOUR, Hand, LIVES, START, authority, domain, own_id, p256, private_dir};
+use crate::testing::{
+    DAY, HOUR, Hand, LIVES, START, authority, domain, first_state, open_state, own_id, p256, private_dir,
+};
 
 struct Desk {
     _dir: TempDir,
@@ -20,13 +22,9 @@ struct Desk {
 fn desk(max: usize) -> Desk {
     let dir = private_dir();
     let key = StateKey::from_text("x", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
-    let Opened::Vacant(vacant) =
-        crate::state::open(&dir.path().join("state"), key, &domain(), LIVES, seconds(START)).unwrap()
-    else {
-        panic!("a state is there")
-    };
-    let draft = vacant.draft(seconds(START)).unwrap();
-    let state = Arc::new(vacant.commit(draft).unwrap());
+    let opened = open_state(&dir.path().join("state"), key, &domain(), seconds(START)).unwrap();
+    let Opened::Vacant(vacant) = opened else { panic!("a state is there") };
+    let state = Arc::new(first_state(vacant, seconds(START)));
     let hand = Hand::at(START);
     let shutdown = CancellationToken::new();
     let bundles = Bundles::new(Arc::clone(&state), hand.clock(), max, shutdown.clone());
@@ -114,13 +112,13 @@ async fn a_new_issuer_sends_no_bundle_and_a_new_generation_does() {
     let mut stream = desk.bundles.watch(Some(&peer(&first))).unwrap();
     stream.next().await.unwrap().unwrap();
     let renewed = first.with_new_issuer(LIVES, seconds(START + 1)).unwrap();
-    desk.state.commit(renewed).unwrap();
+    desk.state.commit(desk.state.draft_for_test(renewed), seconds(START)).await.unwrap();
     let quiet = tokio::time::timeout(Duration::from_secs(5), stream.next()).await;
     assert!(quiet.is_err(), "same content, same generation: nothing to send");
     let other = authority();
     let pair = |pair: &crate::state::Pair| (pair.certificate().to_vec(), pair.secret_for_test());
     let (root, issuer) = (pair(other.root()), pair(other.issuer()));
     let next = Authority::restore(&domain(), 2, (&root.0, &root.1), (&issuer.0, &issuer.1), seconds(START)).unwrap();
-    desk.state.commit(next).unwrap();
+    desk.state.commit(desk.state.draft_for_test(next), seconds(START)).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap().generation, 2);
 }

@@ -26,7 +26,7 @@ const NAMED: &[Named] = &[
     Named { name: "rcgen::", only: &["ca/src/", "credentials/src/", "tests/"], tests: true },
     Named {
         name: "kube::",
-        only: &["injector/", "controller/src/", "ca/src/attest", "ca/src/store", "cli/src/cluster"],
+        only: &["injector/", "controller/src/", "ca/src/kubernetes", "cli/src/cluster"],
         tests: true,
     },
     Named { name: "nix::", only: &["tests/"], tests: false },
