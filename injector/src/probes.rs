@@ -1,0 +1,209 @@
+//! The probes and HTTP hooks of a pod, turned to the sidecar: the kubelet, which has no identity, asks it on its health port, and
+//! it asks the app what the pod's spec asked.
+//!
+//! Called by `review`. What is taken out goes to the sidecar as [`api::Probes`] and to the status annotation as it was. It must never
+//! change when or how often the kubelet asks, nor touch what does not come over the pod's network (exec, sleep, another host).
+
+use std::collections::BTreeMap;
+
+use countersign_api::ports;
+use countersign_api::probes::{self as api, Ask, Kind, Probe};
+use serde_json::{Map, Value, json};
+
+use crate::pod::{List, Pod, Problem, is_sidecar, name};
+use crate::settings::OWN_PORTS;
+
+/// How a probe asks; a probe has exactly one.
+const HANDLERS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
+/// A postStart hook has no bound in Kubernetes; the sidecar needs one.
+const POST_START_SECONDS: u32 = 300;
+/// `terminationGracePeriodSeconds`, where the pod has none.
+const GRACE_SECONDS: u64 = 30;
+
+/// The handlers as they stood in the pod, by container and kind: what [`give_back`] needs.
+pub type Originals = BTreeMap<String, BTreeMap<Kind, Value>>;
+
+/// What was taken out of a pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Taken {
+    /// For the sidecar.
+    pub probes: api::Probes,
+    /// For whoever undoes it.
+    pub originals: Originals,
+}
+
+/// Where each kind stands in a container.
+const PLACES: [(Kind, &[&str]); 5] = [
+    (Kind::Liveness, &["livenessProbe"]),
+    (Kind::Readiness, &["readinessProbe"]),
+    (Kind::Startup, &["startupProbe"]),
+    (Kind::PostStart, &["lifecycle", "postStart"]),
+    (Kind::PreStop, &["lifecycle", "preStop"]),
+];
+
+/// Turns all of them to the sidecar; what cannot be turned goes to `problems`.
+pub fn take(pod: &mut Pod, problems: &mut Vec<Problem>) -> Taken {
+    let grace = pod.spec().get("terminationGracePeriodSeconds").and_then(Value::as_u64).unwrap_or(GRACE_SECONDS);
+    let mut taken = Taken::default();
+    for list in List::BOTH {
+        if pod.list(list.key()).is_empty() {
+            continue;
+        }
+        for (i, container) in pod.list_mut(list.key()).iter_mut().enumerate() {
+            // Other init containers have neither probes nor hooks.
+            if list == List::Init && !is_sidecar(container) {
+                continue;
+            }
+            for (kind, place) in PLACES {
+                let field = format!("{}.{}", list.path(i), place.join("."));
+                match take_one(container, kind, place, grace) {
+                    Ok(None) => {}
+                    Ok(Some((ask, original))) => {
+                        let name = name(container).to_owned();
+                        taken.probes.entry(name.clone()).or_default().insert(kind, ask);
+                        taken.originals.entry(name).or_default().insert(kind, original);
+                    }
+                    Err((key, problem)) => problems.push(Problem::new(format!("{field}.{key}"), problem)),
+                }
+            }
+        }
+    }
+    taken
+}
+
+type Bad = (String, String);
+
+fn take_one(container: &mut Value, kind: Kind, place: &[&str], grace: u64) -> Result<Option<(Probe, Value)>, Bad> {
+    let owner = name(container).to_owned();
+    let Some(probe) = at(container, place) else { return Ok(None) };
+    let hook = place.len() > 1;
+    let Some(handler) = HANDLERS.into_iter().find(|handler| probe.get(*handler).is_some_and(Value::is_object)) else {
+        return Ok(None);
+    };
+    // The kubelet itself cannot do another hook than HTTP over the network.
+    let elsewhere = probe[handler].get("host").and_then(Value::as_str).is_some_and(|host| !host.is_empty());
+    if elsewhere || (hook && handler != "httpGet") {
+        return Ok(None);
+    }
+    let ask =
+        ask(container, handler, &probe[handler]).map_err(|(key, problem)| (format!("{handler}.{key}"), problem))?;
+    let timeout_seconds = match kind {
+        Kind::PostStart => POST_START_SECONDS,
+        Kind::PreStop => u32::try_from(grace).unwrap_or(u32::MAX),
+        _ => timeout(probe)?,
+    };
+    let original = json!({ handler: probe[handler] });
+    if let Some(Value::Object(probe)) = at_mut(container, place) {
+        probe.remove(handler);
+        probe.insert("httpGet".to_owned(), turned(&owner, kind));
+    }
+    Ok(Some((Probe { timeout_seconds, ask }, original)))
+}
+
+/// What the kubelet asks instead. The scheme is spelled, as the API server would.
+fn turned(container: &str, kind: Kind) -> Value {
+    json!({ "path": api::path(container, kind), "port": ports::PROXY_HEALTH, "scheme": "HTTP" })
+}
+
+fn timeout(probe: &Value) -> Result<u32, Bad> {
+    match probe.get("timeoutSeconds") {
+        None | Some(Value::Null) => Ok(1),
+        Some(value) => match value.as_u64().and_then(|seconds| u32::try_from(seconds).ok()) {
+            // The API server reads 0 as "not said".
+            Some(0) => Ok(1),
+            Some(seconds) => Ok(seconds),
+            None => Err(("timeoutSeconds".to_owned(), format!("{value} is not a number of seconds"))),
+        },
+    }
+}
+
+fn ask(container: &Value, handler: &str, action: &Value) -> Result<Ask, Bad> {
+    let port = port(container, action.get("port").unwrap_or(&Value::Null)).map_err(|why| ("port".to_owned(), why))?;
+    let text = |key: &str| match action.get(key) {
+        None | Some(Value::Null) => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(_) => Err((key.to_owned(), "is not a string".to_owned())),
+    };
+    match handler {
+        "tcpSocket" => Ok(Ask::Tcp { port }),
+        "grpc" => Ok(Ask::Grpc { port, service: text("service")? }),
+        _ => {
+            let https = match text("scheme")?.as_str() {
+                "" | "HTTP" => false,
+                "HTTPS" => true,
+                other => return Err(("scheme".to_owned(), format!("{other:?} is neither HTTP nor HTTPS"))),
+            };
+            Ok(Ask::Http { port, path: text("path")?, https, headers: headers(action)? })
+        }
+    }
+}
+
+fn headers(action: &Value) -> Result<Vec<(String, String)>, Bad> {
+    let list = action.get("httpHeaders").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let one = |(i, header): (usize, &Value)| {
+        let text = |key: &str| header.get(key).and_then(Value::as_str);
+        match (text("name"), text("value")) {
+            (Some(name), value) => Ok((name.to_owned(), value.unwrap_or_default().to_owned())),
+            (None, _) => Err((format!("httpHeaders[{i}].name"), "is missing, or is not a string".to_owned())),
+        }
+    };
+    list.iter().enumerate().map(one).collect()
+}
+
+/// As the kubelet finds it: a name among the container's own ports, else the number that the name spells.
+fn port(container: &Value, port: &Value) -> Result<u16, String> {
+    let number = match port {
+        Value::String(named) => {
+            let ports = container.get("ports").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            let found = ports.iter().find(|port| port.get("name").and_then(Value::as_str) == Some(named));
+            let found = found.and_then(|port| port.get("containerPort")).and_then(Value::as_u64);
+            found.or_else(|| named.parse().ok()).ok_or_else(|| format!("{named:?} is no port of this container"))?
+        }
+        other => other.as_u64().unwrap_or(0),
+    };
+    match u16::try_from(number) {
+        Ok(port) if OWN_PORTS.contains(&port) => Err(format!("{port} is a port of the sidecar itself")),
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(format!("{port} is not a port (1-65535)")),
+    }
+}
+
+/// Undoes [`take`]: what still stands as we wrote it becomes what it was. What somebody changed since stays as it is.
+pub fn give_back(pod: &mut Pod, originals: &Originals) {
+    for list in List::BOTH {
+        if pod.list(list.key()).is_empty() {
+            continue;
+        }
+        for container in pod.list_mut(list.key()) {
+            let owner = name(container).to_owned();
+            let Some(kinds) = originals.get(&owner) else { continue };
+            for (kind, place) in PLACES {
+                let (Some(Value::Object(original)), Some(Value::Object(probe))) =
+                    (kinds.get(&kind), at_mut(container, place))
+                else {
+                    continue;
+                };
+                if is_turned(probe, &owner, kind) {
+                    probe.remove("httpGet");
+                    probe.extend(original.iter().map(|(key, value)| (key.clone(), value.clone())));
+                }
+            }
+        }
+    }
+}
+
+fn is_turned(probe: &Map<String, Value>, container: &str, kind: Kind) -> bool {
+    let ours = turned(container, kind);
+    probe.get("httpGet").is_some_and(|get| get.get("path") == ours.get("path") && get.get("port") == ours.get("port"))
+}
+
+fn at<'a>(container: &'a Value, place: &[&str]) -> Option<&'a Value> {
+    place.iter().try_fold(container, |value, key| value.get(key)).filter(|value| value.is_object())
+}
+
+fn at_mut<'a>(container: &'a mut Value, place: &[&str]) -> Option<&'a mut Value> {
+    place.iter().try_fold(container, |value, key| value.get_mut(key))
+}
+
+#[cfg(test)]
+mod tests;
