@@ -9,8 +9,9 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 app serve                        HTTP on 8080, gRPC health on 9090, TCP on 7070; SIGTERM: goes on for 4 s, then ends in order
-app load URL SECONDS [keep]      20 requests a second, each on a connection of its own, or all on kept ones; prints a JSON report
-app get URL                      one request; prints what came";
+app load URL SECONDS new|keep    20 requests a second, each on a new connection, or all on kept ones; prints a JSON report
+app get URL                      one request; prints what came
+app wait                         until SIGTERM";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -25,9 +26,10 @@ fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match words.as_slice() {
             ["serve"] => serve::run().await,
-            ["load", url, seconds] => load::run(url, seconds.parse()?, false).await,
+            ["load", url, seconds, "new"] => load::run(url, seconds.parse()?, false).await,
             ["load", url, seconds, "keep"] => load::run(url, seconds.parse()?, true).await,
             ["get", url] => load::get(url).await,
+            ["wait"] => serve::until_asked().await,
             _ => anyhow::bail!("{USAGE}"),
         }
     });

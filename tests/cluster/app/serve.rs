@@ -36,17 +36,23 @@ pub async fn run() -> anyhow::Result<()> {
     let (end, ending) = watch::channel(false);
     let app = App { well: watch::Sender::new(true), ending };
     let (http, grpc) = (listen(HTTP).await?, listen(GRPC).await?);
-    let mut term = signal(SignalKind::terminate())?;
+    let asked = until_asked();
     tokio::spawn(serve_http(app.clone(), http));
     tokio::spawn(serve_grpc(app.clone(), grpc));
     tokio::spawn(serve_tcp(app));
     println!("serving");
-    term.recv().await;
+    asked.await?;
     println!("asked to end");
     tokio::time::sleep(NOTICE).await;
     end.send_replace(true);
     // Gone when the last connection's copy is.
     let _ = tokio::time::timeout(LAST_REQUESTS, end.closed()).await;
+    Ok(())
+}
+
+/// Waits for SIGTERM. The first process of a pod is not ended by it unless it asks for it.
+pub async fn until_asked() -> anyhow::Result<()> {
+    signal(SignalKind::terminate())?.recv().await;
     Ok(())
 }
 

@@ -2,13 +2,11 @@
 //!
 //! Called by every test. It must never leave its namespace; all of it is removed when the tests are over.
 
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::cluster::told;
 use crate::{Cluster, until};
 
 /// For pods that start: images are there, the machine may be busy.
@@ -118,17 +116,27 @@ impl<'a> Namespace<'a> {
         self.exec(pod, &["curl", "--silent", "--show-error", "--fail", "--max-time", "8", url])
     }
 
-    /// Starts a steady load from a pod, of 20 requests a second.
+    /// Starts a steady load of 20 requests a second for so many seconds, as a pod of its own: it does not end where the API server does.
     ///
     /// # Errors
-    /// kubectl could not be started.
-    pub fn load(&self, pod: &str, url: &str, seconds: u64, kept: bool) -> Result<Load> {
-        let seconds = seconds.to_string();
-        let mut args = vec!["exec", pod, "-c", "app", "--", "/app", "load", url, &seconds];
-        args.extend(kept.then_some("keep"));
-        let mut command = self.cluster.kubectl_command(&self.args(&args));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Ok(Load { child: Some(command.spawn().context("kubectl exec")?) })
+    /// kubectl's, or the load does not start.
+    pub fn load(&self, name: &'static str, url: &str, seconds: u64, kept: bool) -> Result<Load<'a>> {
+        let keep = if kept { "keep" } else { "new" };
+        self.apply(
+            &LOAD
+                .replace("NAME", name)
+                .replace("URL", url)
+                .replace("SECONDS", &seconds.to_string())
+                .replace("KEEP", keep),
+        )?;
+        let load = Load { namespace: *self, name, seconds };
+        until(START, "the load runs", || {
+            let status = self.object(&["get", "pod", name])?["status"].clone();
+            anyhow::ensure!(status["containerStatuses"][0]["started"] == true, "{status}");
+            Ok(())
+        })
+        .map_err(|error| self.explained(error))?;
+        Ok(load)
     }
 
     /// The address of the first pod with `app=NAME`.
@@ -147,29 +155,51 @@ impl<'a> Namespace<'a> {
     }
 }
 
+const LOAD: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME, labels: {app: NAME}}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 5
+  containers: [{name: app, image: 'localhost/app:1', command: [/app, load, 'URL', 'SECONDS', KEEP]}]
+";
+
 /// A load that runs.
-#[derive(Debug)]
-pub struct Load {
-    child: Option<Child>,
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
+    namespace: Namespace<'a>,
+    name: &'static str,
+    seconds: u64,
 }
 
-impl Load {
+impl Load<'_> {
     /// Waits for its end: the client's report.
     ///
     /// # Errors
     /// It did not end well.
-    pub fn report(mut self) -> Result<Value> {
-        let child = self.child.take().context("it was waited for")?;
-        let text = told("the load", &child.wait_with_output()?)?;
-        serde_json::from_str(&text).with_context(|| format!("the load's report: {text}"))
+    pub fn report(&self) -> Result<Value> {
+        let limit = Duration::from_secs(self.seconds) + START;
+        let text = until(limit, "the load ends", || {
+            let text = self.namespace.kubectl(&["logs", self.name, "-c", "app"])?;
+            anyhow::ensure!(text.trim().ends_with('}'), "{text}");
+            Ok(text)
+        })
+        .map_err(|error| self.namespace.explained(error))?;
+        serde_json::from_str(text.trim()).with_context(|| format!("the load's report: {text}"))
     }
-}
 
-impl Drop for Load {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    /// Waits for its end: none of its requests may have failed.
+    ///
+    /// # Errors
+    /// One failed, or fewer were made than half of what was asked for.
+    pub fn nothing_failed(&self) -> Result<Value> {
+        let report = self.report()?;
+        anyhow::ensure!(report["failed"] == 0, "requests failed: {report}");
+        anyhow::ensure!(
+            report["good"].as_u64() > Some(self.seconds * 10),
+            "too few requests to show anything: {report}"
+        );
+        Ok(report)
     }
 }

@@ -23,18 +23,15 @@ pub fn of_the_cluster(built: &Path) -> Result<()> {
     for name in ["pause", "coredns"] {
         let mut layer = Archive::default();
         put(&mut layer, &built.join("bin").join(name), name)?;
-        save(layer, name, &format!("/{name}"), "", &built.join("images"))?;
+        save(layer, name, &format!("/{name}"), &built.join("images"))?;
     }
     Ok(())
 }
 
-/// `app`: the tests' own server and client, static. `tools`: a shell, curl, socat, nft.
+/// One image for all: the tests' own server and client, a shell, curl, socat, nft.
 pub fn of_the_tests(statics: &Path, out: &Path) -> Result<()> {
-    let mut layer = Archive::default();
-    put(&mut layer, &statics.join("countersign-cluster-app"), "app")?;
-    save(layer, "app", "/app", "", out)?;
-
     let mut layer = accounts()?;
+    put(&mut layer, &statics.join("countersign-cluster-app"), "app")?;
     for name in ["busybox", "curl", "socat", "nft"] {
         let program = programs::find(name).with_context(|| format!("no program {name}"))?;
         put(&mut layer, &program, &format!("bin/{name}"))?;
@@ -43,7 +40,23 @@ pub fn of_the_tests(statics: &Path, out: &Path) -> Result<()> {
     for command in output("busybox", &["--list"])?.split_whitespace() {
         layer.symlink(&format!("bin/{command}"), "/bin/busybox")?;
     }
-    save(layer, "tools", "/bin/sh", "", out)
+    save(layer, "app", "/app", out)
+}
+
+/// The demo app's image (manifests/demo): nginx and curl of this machine, under the name that its kustomization gives.
+pub fn of_the_demo(out: &Path) -> Result<()> {
+    let mut layer = accounts()?;
+    for name in ["nginx", "curl"] {
+        let program = programs::find(name).with_context(|| format!("no program {name}"))?;
+        put(&mut layer, &program, &format!("bin/{name}"))?;
+        libraries(&mut layer, &program)?;
+    }
+    let image = Image {
+        name: "docker.io/library/nginx:1.28".to_owned(),
+        entrypoint: vec!["/bin/nginx".to_owned()],
+        ..Image::default()
+    };
+    oci::write(&image, layer, &out.join("demo.tar"))
 }
 
 fn accounts() -> Result<Archive> {
@@ -73,11 +86,10 @@ fn libraries(layer: &mut Archive, program: &Path) -> Result<()> {
     Ok(())
 }
 
-fn save(layer: Archive, name: &str, entrypoint: &str, stop_signal: &str, out: &Path) -> Result<()> {
+fn save(layer: Archive, name: &str, entrypoint: &str, out: &Path) -> Result<()> {
     let image = Image {
         name: format!("localhost/{name}:1"),
         entrypoint: vec![entrypoint.to_owned()],
-        stop_signal: stop_signal.to_owned(),
         ..Image::default()
     };
     oci::write(&image, layer, &out.join(format!("{name}.tar")))

@@ -20,8 +20,6 @@ pub struct Image {
     pub entrypoint: Vec<String>,
     /// The user (and group) it runs as where the pod names none: numbers, as an image without /etc/passwd has no names.
     pub user: String,
-    /// The signal that asks it to end; empty: SIGTERM.
-    pub stop_signal: String,
     /// Labels.
     pub labels: Vec<(String, String)>,
 }
@@ -74,10 +72,8 @@ fn config(image: &Image, layer: &Value) -> Value {
         "Entrypoint": image.entrypoint,
         "Labels": labels,
     });
-    for (name, value) in [("User", &image.user), ("StopSignal", &image.stop_signal)] {
-        if !value.is_empty() {
-            run[name] = Value::from(value.as_str());
-        }
+    if !image.user.is_empty() {
+        run["User"] = Value::from(image.user.as_str());
     }
     json!({
         "architecture": architecture(),
@@ -140,7 +136,6 @@ mod tests {
         assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"]);
         assert_eq!(config["config"]["Entrypoint"], json!(["/x"]));
         assert_eq!(config["config"]["User"], "65532:65532");
-        assert_eq!(config["config"]["StopSignal"], Value::Null);
         assert_eq!(index["manifests"][0]["annotations"]["io.containerd.image.name"], "localhost/x:2");
         std::fs::remove_dir_all(&dir).unwrap();
     }

@@ -51,7 +51,7 @@ kind: Pod
 metadata: {name: client, labels: {app: client}}
 spec:
   terminationGracePeriodSeconds: 0
-  containers: [{name: app, image: 'localhost/tools:1', command: [sleep, '1000000']}]
+  containers: [{name: app, image: 'localhost/app:1', command: [/app, wait]}]
 ";
 
 fn servers<'a>(cluster: &'a Cluster, name: &'static str) -> Result<Namespace<'a>> {
@@ -105,9 +105,11 @@ fn people(cluster: &Cluster) -> Result<()> {
 }
 
 /// kubectl says where it listens; a request there reaches the pod.
-fn forwarded(forward: &mut std::process::Child) -> Result<String> {
+pub fn forwarded(forward: &mut std::process::Child) -> Result<String> {
     let mut line = String::new();
-    BufReader::new(forward.stdout.take().context("its output")?).read_line(&mut line)?;
+    // It writes a line for each connection, and dies when nobody holds the other end.
+    let mut output = BufReader::new(forward.stdout.take().context("its output")?);
+    output.read_line(&mut line)?;
     let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
     let url = format!("http://127.0.0.1:{}/", port.with_context(|| line.clone())?);
     let curl = std::process::Command::new("curl").args(["-sS", "-m8", &url]).output()?;
@@ -124,11 +126,11 @@ spec:
   initContainers:
   - name: sidecar
     restartPolicy: Always
-    image: localhost/tools:1
+    image: localhost/app:1
     command: [sh, -c, 'mkfifo /shared/go; cat /shared/go; exec httpd -f -p 15006 -h /shared']
     startupProbe: {tcpSocket: {port: 15006}, periodSeconds: 1, failureThreshold: 60}
     volumeMounts: [{name: shared, mountPath: /shared}]
-  containers: [{name: app, image: 'localhost/tools:1', command: [sleep, '1000000']}]
+  containers: [{name: app, image: 'localhost/app:1', command: [/app, wait]}]
   volumes: [{name: shared, emptyDir: {}}]
 ";
 
@@ -158,8 +160,8 @@ spec:
   terminationGracePeriodSeconds: 0
   containers:
   - name: app
-    image: localhost/tools:1
-    command: [sleep, '1000000']
+    image: localhost/app:1
+    command: [/app, wait]
     volumeMounts: [{name: token, mountPath: /token}]
   volumes:
   - name: token

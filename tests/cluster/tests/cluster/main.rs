@@ -6,9 +6,6 @@ mod bed;
 
 use std::process::ExitCode;
 
-use countersign_cluster_tests::Promise;
-
 fn main() -> ExitCode {
-    let promises: Vec<Promise> = [bed::PROMISES].concat();
-    countersign_cluster_tests::run(&promises)
+    countersign_cluster_tests::run(bed::PROMISES)
 }
