@@ -6,6 +6,7 @@
 
 mod args;
 mod bench;
+mod cluster;
 mod demo;
 mod identity;
 mod install;
@@ -42,6 +43,8 @@ fn run(args: &Args) -> Result<Verdict> {
         Command::Status(status) => status::run(status, args.output),
         Command::Identity(identity) => identity::run(identity, args.output),
         Command::Install(install) => install::run(install, args.output),
+        Command::Check(check) => cluster::check::run(check, args.output),
+        Command::Uninstall(uninstall) => cluster::uninstall::run(uninstall, args.output),
         Command::Policy(policy) => policy::run(policy, args.output),
         Command::Completion { shell } => completion(*shell),
         Command::Version => version(args.output),

@@ -24,18 +24,32 @@ const CRDS: &[&str] = &[include_str!("../../../manifests/crds/authorizationpolic
 /// What can be said to `install`.
 #[derive(Debug, clap::Args)]
 pub struct InstallArgs {
-    /// File of values, as the Helm chart takes it; may be given several times, the last wins
-    #[arg(short = 'f', long = "values", value_name = "FILE")]
-    values: Vec<PathBuf>,
-    /// One value, as in --set image.tag=1.2.3; may be given several times, and wins over files
-    #[arg(long = "set", value_name = "NAME=VALUE")]
-    set: Vec<String>,
+    #[command(flatten)]
+    values: ValueArgs,
     /// Namespace of the mesh's own processes
     #[arg(short, long, default_value = names::SYSTEM_NAMESPACE)]
     namespace: String,
     /// Prints the values that can be set, with their defaults and what they mean, and nothing else
     #[arg(long)]
     show_values: bool,
+}
+
+/// The values that an operator chose.
+#[derive(Debug, Default, clap::Args)]
+pub struct ValueArgs {
+    /// File of values, as the Helm chart takes it; may be given several times, the last wins
+    #[arg(short = 'f', long = "values", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// One value, as in --set image.tag=1.2.3; may be given several times, and wins over files
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    set: Vec<String>,
+}
+
+impl ValueArgs {
+    /// The chart's defaults with them, checked.
+    pub fn read(&self) -> Result<Value> {
+        values::read(&self.files, &self.set)
+    }
 }
 
 /// Prints all objects.
@@ -56,12 +70,15 @@ pub fn run(args: &InstallArgs, format: Format) -> Result<Verdict> {
 }
 
 fn manifest(args: &InstallArgs) -> Result<String> {
-    values::name(&args.namespace).context("--namespace")?;
-    let values = values::read(&args.values, &args.set)?;
-    let text = render::manifest(MESH, CRDS, &values, &args.namespace)?;
+    let text = text(&args.values.read()?, &args.namespace)?;
     // What we print is YAML, whatever was put into it.
     objects(&text).context("the rendered manifest is no YAML; this is a fault of ours")?;
     Ok(text)
+}
+
+fn text(values: &Value, namespace: &str) -> Result<String> {
+    values::name(namespace).context("--namespace")?;
+    Ok(render::manifest(MESH, CRDS, values, namespace)?)
 }
 
 /// The documents of a manifest.
@@ -70,10 +87,14 @@ pub fn objects(text: &str) -> Result<Vec<Value>> {
     Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
 }
 
-/// All objects with the default values: what `check` and `uninstall` look for.
+/// All objects with these values: what `check` looks for.
+pub fn with(values: &Value, namespace: &str) -> Result<Vec<Value>> {
+    objects(&text(values, namespace)?)
+}
+
+/// All objects with the default values: what `uninstall` looks for.
 pub fn defaults(namespace: &str) -> Result<Vec<Value>> {
-    values::name(namespace).context("--namespace")?;
-    objects(&render::manifest(MESH, CRDS, &values::read(&[], &[])?, namespace)?)
+    with(&ValueArgs::default().read()?, namespace)
 }
 
 #[cfg(test)]
@@ -82,7 +103,8 @@ mod tests {
 
     fn args(set: &[&str]) -> InstallArgs {
         let set = set.iter().map(|text| (*text).to_owned()).collect();
-        InstallArgs { values: Vec::new(), set, namespace: "countersign-system".to_owned(), show_values: false }
+        let values = ValueArgs { files: Vec::new(), set };
+        InstallArgs { values, namespace: "countersign-system".to_owned(), show_values: false }
     }
 
     fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> Option<&'a Value> {

@@ -51,12 +51,15 @@ fn from_file(file: &Path) -> Result<Value> {
     Ok(values)
 }
 
-/// Maps are merged, all else is replaced: as Helm does it.
+/// Maps are merged, all else is replaced, and null takes a default away: as Helm does it.
 fn merge(into: &mut Value, from: Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {
                 match into.get_mut(&key) {
+                    _ if value.is_null() => {
+                        into.remove(&key);
+                    }
                     Some(there) => merge(there, value),
                     None => {
                         into.insert(key, value);
@@ -64,6 +67,7 @@ fn merge(into: &mut Value, from: Value) {
                 }
             }
         }
+        // A file with nothing in it.
         (_, Value::Null) => {}
         (into, from) => *into = from,
     }

@@ -1,0 +1,82 @@
+//! Which pods have a sidecar, and which should: the injector's and the controller's words for it, read from objects. Pure.
+//!
+//! Called by `check` and `uninstall`. It must never take a label of the pod as a sign that it *has* a sidecar.
+
+use countersign_api::names;
+use serde_json::Value;
+
+/// Whether a pod has a sidecar: exactly if it has our container among its init containers, with `restartPolicy: Always`.
+pub fn has_sidecar(pod: &Value) -> bool {
+    let inits = pod["spec"]["initContainers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let ours =
+        |container: &Value| container["name"] == names::SIDECAR_CONTAINER && container["restartPolicy"] == "Always";
+    inits.iter().any(ours) && !on_host(pod)
+}
+
+/// Whether a pod should have one: its own label goes before its namespace's; pods on the node's network never.
+pub fn should(pod: &Value, namespace: Option<&Value>) -> bool {
+    let word = label(pod).or_else(|| namespace.and_then(label));
+    word == Some("enabled") && !on_host(pod) && !exempt(pod)
+}
+
+/// Whether it has not ended and is not about to.
+pub fn is_running(pod: &Value) -> bool {
+    pod["metadata"]["deletionTimestamp"].is_null()
+        && !matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+}
+
+/// `namespace/name`.
+pub fn place(object: &Value) -> String {
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+    format!("{}/{}", text("namespace"), text("name"))
+}
+
+/// The label by which a namespace or pod is in or out.
+pub fn label(object: &Value) -> Option<&str> {
+    object["metadata"]["labels"][names::LABEL_INJECT].as_str()
+}
+
+/// Whether it has the node's network.
+pub fn on_host(pod: &Value) -> bool {
+    pod["spec"]["hostNetwork"] == true
+}
+
+/// The webhook leaves these out.
+fn exempt(pod: &Value) -> bool {
+    pod["metadata"]["namespace"] == "kube-system"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn labelled(word: &str) -> Value {
+        json!({ "metadata": { "namespace": "shop", "labels": { names::LABEL_INJECT: word } }, "spec": {} })
+    }
+
+    #[test]
+    fn the_pods_own_label_goes_before_its_namespaces() {
+        let (on, off, none) = (labelled("enabled"), labelled("disabled"), json!({}));
+        assert!(should(&on, None) && should(&on, Some(&off)) && should(&none, Some(&on)));
+        assert!(!should(&off, Some(&on)) && !should(&none, Some(&off)) && !should(&none, None));
+    }
+
+    #[test]
+    fn a_pod_on_the_nodes_network_should_have_none_and_has_none() {
+        let mut pod = labelled("enabled");
+        pod["spec"] = json!({ "hostNetwork": true, "initContainers": [{ "name": names::SIDECAR_CONTAINER, "restartPolicy": "Always" }] });
+        assert!(!should(&pod, None) && !has_sidecar(&pod));
+    }
+
+    #[test]
+    fn a_sidecar_is_a_container_and_not_a_label_or_a_name_alone() {
+        let with = |containers: Value| json!({ "spec": containers });
+        assert!(has_sidecar(&with(
+            json!({ "initContainers": [{ "name": names::SIDECAR_CONTAINER, "restartPolicy": "Always" }] })
+        )));
+        assert!(!has_sidecar(&with(json!({ "initContainers": [{ "name": names::SIDECAR_CONTAINER }] }))));
+        assert!(!has_sidecar(&with(json!({ "containers": [{ "name": names::SIDECAR_CONTAINER }] }))));
+        assert!(!has_sidecar(&labelled("enabled")));
+    }
+}
