@@ -9,7 +9,7 @@ use countersign_api::controller as api;
 use countersign_api::controller::answer::Who;
 use countersign_api::controller::endpoint::Identity;
 
-use crate::index::{Holder, Index, Member, Virtual};
+use crate::index::{Backend, Holder, Index, Virtual};
 
 /// How long "has no sidecar" may be believed, in seconds (DESIGN section 4).
 pub const NOT_MESHED_TTL_SECONDS: u32 = 30;
@@ -72,10 +72,14 @@ pub fn who(index: &Index, asked: Asked) -> api::Answer {
     let ip = asked.ip.to_canonical();
     let who = match index.holder(ip) {
         _ if !index.in_ranges(ip) => Who::NotMeshed(not_meshed()),
-        Some(Holder::Workload(member)) if member.workload.meshed => Who::Endpoint(endpoint(member, asked)),
-        Some(Holder::Workload(_)) => Who::NotMeshed(not_meshed()),
-        Some(Holder::Service(service)) => match target_port(service, asked.port) {
-            Some(port) => Who::Service(endpoints(index, service, ip, port)),
+        Some(Holder::Workload(member)) if member.workload.meshed => {
+            let (ready, node) = (member.workload.ready, member.workload.node.as_str());
+            let (address, port) = (asked.ip, asked.port);
+            Who::Endpoint(endpoint(&Backend { member: Some(member), address, port, ready, node }))
+        }
+        Some(Holder::Workload(_) | Holder::Bare) => Who::NotMeshed(not_meshed()),
+        Some(Holder::Service(service)) => match index.backends(service, ip, asked.port) {
+            Some(backends) => Who::Service(endpoints(service, &backends)),
             None => Who::Unknown(api::Nobody {}),
         },
         None => Who::Unknown(api::Nobody {}),
@@ -93,36 +97,26 @@ pub fn label(answer: &api::Answer) -> &'static str {
     }
 }
 
-fn target_port(service: &Virtual, port: u16) -> Option<u16> {
-    let ports = &service.service.ports;
-    ports.iter().find(|known| known.port == port).map(|known| known.target_port)
-}
-
-fn endpoints(index: &Index, service: &Virtual, ip: IpAddr, port: u16) -> api::Service {
-    let at = |member: &Member| {
-        // Like Kubernetes' EndpointSlices: one address of each family.
-        let own = member.workload.addresses.iter().find(|own| own.value.is_ipv4() == ip.is_ipv4())?;
-        Some(Asked { ip: own.value, port })
-    };
+fn endpoints(service: &Virtual, backends: &[Backend<'_>]) -> api::Service {
     api::Service {
         namespace: service.name.namespace.to_string(),
         name: service.name.name.to_string(),
-        endpoints: index.behind(service).filter_map(|member| Some(endpoint(member, at(member)?))).collect(),
+        endpoints: backends.iter().map(endpoint).collect(),
         local_only: service.service.local_only,
         affinity_seconds: service.service.affinity_seconds,
     }
 }
 
-fn endpoint(member: &Member, at: Asked) -> api::Endpoint {
-    let identity = match member.workload.meshed {
-        true => Identity::SpiffeId(member.id.as_str().to_owned()),
-        false => Identity::NotMeshed(not_meshed()),
+fn endpoint(backend: &Backend<'_>) -> api::Endpoint {
+    let identity = match backend.member {
+        Some(member) if member.workload.meshed => Identity::SpiffeId(member.id.as_str().to_owned()),
+        _ => Identity::NotMeshed(not_meshed()),
     };
     api::Endpoint {
-        address: Some(at.to_wire()),
+        address: Some(Asked { ip: backend.address, port: backend.port }.to_wire()),
         identity: Some(identity),
-        ready: member.workload.ready,
-        node: member.workload.node.clone(),
+        ready: backend.ready,
+        node: backend.node.to_owned(),
     }
 }
 

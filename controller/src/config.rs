@@ -10,8 +10,15 @@ use clap::Parser;
 use countersign_api::{env as names_env, names, ports};
 use countersign_credentials::CaClient;
 use countersign_identity::{SpiffeId, SpiffeIdError, TrustDomain};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
+use crate::source::kubernetes::Ranges;
+
+/// The word for `--source`.
+const KUBERNETES: &str = "kubernetes";
+/// Of one kind; each message of rules carries all of them.
+const MAX_RANGES: usize = 64;
 /// Longest path of a unix socket (unix(7), without the ending zero).
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -23,10 +30,14 @@ pub enum ConfigError {
     TrustDomain(String, SpiffeIdError),
     #[error("--system-namespace {0:?}: {1}")]
     SystemNamespace(String, SpiffeIdError),
-    #[error("--source {0:?}: want dir:PATH")]
+    #[error("--source {0:?}: want dir:PATH or kubernetes")]
     Source(String),
     #[error("--source dir:{path}: {why}")]
     Directory { path: PathBuf, why: String },
+    #[error("--{flag} {text:?}: {why}")]
+    Range { flag: &'static str, text: String, why: String },
+    #[error("--{0}: has no meaning with --source dir:PATH, whose Mesh object says the ranges")]
+    RangesTwice(&'static str),
     #[error("--ca-address {0:?}: want host:port, several separated by commas")]
     CaAddress(String),
     #[error("--{flag} {path}: {why}")]
@@ -44,9 +55,17 @@ pub enum ConfigError {
 )]
 #[allow(missing_docs)]
 pub struct Args {
-    /// Where the mesh is described: dir:PATH, a directory of YAML files, followed as it changes
+    /// Where the mesh is described: dir:PATH, a directory of YAML files, or kubernetes, the cluster of the pod's service account (or of
+    /// KUBECONFIG); followed as it changes
     #[arg(long, env = "COUNTERSIGN_SOURCE")]
     pub source: String,
+    /// With --source kubernetes: a CIDR that holds pods' addresses; several by commas, or by repeating the flag. Together they must
+    /// hold every pod of the mesh: outside them nobody is meshed [default: as the nodes' spec.podCIDRs say]
+    #[arg(long = "pod-range", env = "COUNTERSIGN_POD_RANGES", value_delimiter = ',')]
+    pub pod_ranges: Vec<String>,
+    /// With --source kubernetes: a CIDR that holds cluster IPs; several likewise [default: as the ServiceCIDR objects say]
+    #[arg(long = "service-range", env = "COUNTERSIGN_SERVICE_RANGES", value_delimiter = ',')]
+    pub service_ranges: Vec<String>,
     /// Trust domain of the mesh
     #[arg(long, env = names_env::TRUST_DOMAIN, default_value = names::TRUST_DOMAIN)]
     pub trust_domain: String,
@@ -88,12 +107,21 @@ pub struct Args {
     pub log: Option<String>,
 }
 
+/// Where the picture comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A directory of YAML files.
+    Directory(PathBuf),
+    /// A Kubernetes cluster, with these ranges.
+    Kubernetes(Ranges),
+}
+
 /// The configuration, checked.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct Config {
-    /// The directory of the source.
-    pub directory: PathBuf,
+    /// Where the picture comes from.
+    pub source: Source,
     pub trust_domain: TrustDomain,
     /// The controller's own identity.
     pub own_id: SpiffeId,
@@ -119,7 +147,7 @@ impl Config {
                 .map_err(|error| ConfigError::SystemNamespace(args.system_namespace.clone(), error))
         };
         let (own_id, ca_id) = (system(names::CONTROLLER_ACCOUNT)?, system(names::CA_ACCOUNT)?);
-        let directory = directory(&args.source)?;
+        let source = source(&args.source, &args.pod_ranges, &args.service_ranges)?;
         if !args.ca_address.split(',').all(is_host_and_port) {
             return Err(ConfigError::CaAddress(args.ca_address));
         }
@@ -129,7 +157,7 @@ impl Config {
         readable("token-file", &args.token_file)?;
         readable("bootstrap-bundle", &args.bootstrap_bundle)?;
         Ok(Config {
-            directory,
+            source,
             own_id,
             ca: CaClient {
                 trust_domain: trust_domain.clone(),
@@ -152,7 +180,18 @@ impl Config {
     /// The configuration for people. It holds no secret: the token is a file's name.
     pub fn dump(&self) -> Value {
         json!({
-            "source": format!("dir:{}", self.directory.display()),
+            "source": match &self.source {
+                Source::Directory(path) => format!("dir:{}", path.display()),
+                Source::Kubernetes(_) => KUBERNETES.to_owned(),
+            },
+            "pod_ranges": match &self.source {
+                Source::Kubernetes(ranges) => ranges.pods.iter().map(ToString::to_string).collect(),
+                Source::Directory(_) => Vec::new(),
+            },
+            "service_ranges": match &self.source {
+                Source::Kubernetes(ranges) => ranges.services.iter().map(ToString::to_string).collect(),
+                Source::Directory(_) => Vec::new(),
+            },
             "trust_domain": self.trust_domain.as_str(), "own_id": self.own_id.as_str(),
             "listen": self.listen, "health_listen": self.health_listen, "admin_socket": self.admin_socket,
             "ca_address": self.ca.ca_address, "ca_id": self.ca.ca_id.as_str(), "token_file": self.ca.token_file,
@@ -165,6 +204,44 @@ impl Config {
 
 fn any(port: u16) -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], port))
+}
+
+fn source(source: &str, pods: &[String], services: &[String]) -> Result<Source, ConfigError> {
+    if source != KUBERNETES {
+        return match (pods, services) {
+            ([], []) => Ok(Source::Directory(directory(source)?)),
+            ([], _) => Err(ConfigError::RangesTwice("service-range")),
+            _ => Err(ConfigError::RangesTwice("pod-range")),
+        };
+    }
+    let pods = ranges("pod-range", pods)?;
+    let services = ranges("service-range", services)?;
+    for service in &services {
+        if let Some(pod) = pods.iter().find(|pod| pod.contains(service) || service.contains(*pod)) {
+            let why = format!("overlaps --pod-range {pod}");
+            return Err(ConfigError::Range { flag: "service-range", text: service.to_string(), why });
+        }
+    }
+    Ok(Source::Kubernetes(Ranges { pods, services }))
+}
+
+/// As in a Mesh object.
+fn ranges(flag: &'static str, texts: &[String]) -> Result<Vec<IpNet>, ConfigError> {
+    let wrong = |text: &str, why: String| ConfigError::Range { flag, text: text.to_owned(), why };
+    if texts.len() > MAX_RANGES {
+        return Err(wrong(&texts.len().to_string(), format!("more than {MAX_RANGES} ranges")));
+    }
+    let range = |text: &String| {
+        let range: IpNet = text.trim().parse().map_err(|_| wrong(text, "is not a CIDR like 10.244.0.0/16".to_owned()))?;
+        if range.trunc() != range {
+            return Err(wrong(text, format!("has host bits set; {} is meant?", range.trunc())));
+        }
+        if range.addr().to_canonical() != range.addr() {
+            return Err(wrong(text, "write the range as IPv4".to_owned()));
+        }
+        Ok(range)
+    };
+    texts.iter().map(range).collect()
 }
 
 /// The source must be there at the start: a wrong path is a mistake, a path that goes away later is an outage.

@@ -205,6 +205,7 @@ fn mesh(index: &Index) -> Value {
             "addresses": service.addresses.iter().map(|at| at.value).collect::<Vec<_>>(),
             "local_only": service.local_only, "affinity_seconds": service.affinity_seconds,
             "workloads": index.behind(of).map(|member| member.name.to_string()).collect::<Vec<_>>(),
+            "left_out": of.left_out,
         })
     });
     let namespaces = index.namespaces().map(|(name, rules)| {

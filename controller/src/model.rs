@@ -35,7 +35,10 @@ pub struct Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}:{}", self.file, self.column),
+        }
     }
 }
 
@@ -109,8 +112,23 @@ pub struct Workload {
 pub struct ServicePort {
     /// The port at the service's address.
     pub port: u16,
-    /// The port at the endpoint's address.
-    pub target_port: u16,
+    /// The port at the endpoints' addresses; `None`: each endpoint says its own ([`Listed::ports`]).
+    pub target_port: Option<u16>,
+}
+
+/// One address behind a service, as a source lists it (Kubernetes: an endpoint of an EndpointSlice).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Canonical.
+    pub address: IpAddr,
+    /// UID of the pod that it is meant to be; `None`: it does not say.
+    pub uid: Option<Arc<str>>,
+    /// Whether the service may send it traffic.
+    pub ready: bool,
+    /// Node on which it runs; empty if unknown.
+    pub node: Arc<str>,
+    /// Port of the service, and the port at this address.
+    pub ports: Arc<[(u16, u16)]>,
 }
 
 /// One service.
@@ -120,6 +138,8 @@ pub struct Service {
     pub addresses: Vec<At<IpAddr>>,
     /// Which workloads *of its own namespace* stand behind it; `None` selects nobody.
     pub selector: Option<Labels>,
+    /// What stands behind it, address by address, where the source says so instead of a selector.
+    pub listed: Vec<Listed>,
     /// Its ports, each number once.
     pub ports: Vec<ServicePort>,
     /// `internalTrafficPolicy: Local`.

@@ -16,11 +16,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::inside::Inside;
 use crate::metrics::Metrics;
 use crate::server::{self, Registry, Shared};
 use crate::source::dir::{self, Dir};
+use crate::source::kubernetes::{self, ConnectError};
 use crate::source::{Limits, Snapshot};
 
 /// Without a change of credentials or picture, readiness is looked at again after this (an SVID may have expired).
@@ -34,6 +35,8 @@ pub enum StartError {
     Admin(#[from] SocketError),
     #[error("cannot listen on {address} ({flag}): {source}")]
     Bind { flag: &'static str, address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Kubernetes(#[from] ConnectError),
     #[error("--ready-file {path}: {source}")]
     ReadyFile { path: PathBuf, source: io::Error },
 }
@@ -64,7 +67,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
     let admin = countersign_admin::bind(&config.admin_socket)?;
 
     let (publish, snapshots) = watch::channel(Arc::new(Snapshot::nothing()));
-    let source = dir::run(Dir::new(config.directory.clone(), Limits::default(), config.trust_domain.clone()), publish);
+    let source = source(&config, publish).await?;
     let Started { credentials, status, task } =
         countersign_credentials::start(config.ca.clone(), config.own_id.clone(), clock.clone());
     let inside = Arc::new(Inside {
@@ -95,9 +98,23 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         ready_file: config.ready_file,
         shutdown: inside.shutdown.clone(),
         grpc: tokio::spawn(async move { format!("{:?}", server::serve(shared, connections).await) }),
-        source: tokio::spawn(async move { format!("{:?}", source.await) }),
+        source,
         others: vec![tokio::spawn(task), tokio::spawn(probes), tokio::spawn(admin)],
         inside,
+    })
+}
+
+async fn source(config: &Config, publish: watch::Sender<Arc<Snapshot>>) -> Result<JoinHandle<String>, StartError> {
+    let trust_domain = config.trust_domain.clone();
+    Ok(match &config.source {
+        Source::Directory(directory) => {
+            let dir = Dir::new(directory.clone(), Limits::default(), trust_domain);
+            tokio::spawn(async move { format!("{:?}", dir::run(dir, publish).await) })
+        }
+        Source::Kubernetes(ranges) => {
+            let (client, ranges) = (kubernetes::client().await?, ranges.clone());
+            tokio::spawn(async move { format!("{:?}", kubernetes::run(client, trust_domain, ranges, publish).await) })
+        }
     })
 }
 

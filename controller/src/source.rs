@@ -1,15 +1,17 @@
-//! Where the picture of the mesh comes from. Today: a directory of YAML files; Kubernetes takes the same place later.
+//! Where the picture of the mesh comes from: a directory of YAML files, or a Kubernetes cluster.
 //!
 //! A source publishes [`Snapshot`]s in a `watch`: the latest wins, nothing queues. It must never let bad input take away
 //! what was in force before.
 
 pub mod dir;
 mod file;
+pub mod kubernetes;
 mod merge;
 mod walk;
 mod watch;
 pub mod yaml;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,14 +23,17 @@ use crate::model::Problem;
 pub struct Snapshot {
     /// The picture in force; none before the first good one.
     pub index: Option<Arc<Index>>,
-    /// Files that were never good since this process began to read. While there are any from the start on, **no rules are
-    /// sent**: nobody knows what such a file denied before a restart. Proxies keep what they have; answers are given.
+    /// Files, or policy objects, that were never good since this process began to read. While there are any from the start on,
+    /// **no rules are sent** to whom they may bind: nobody knows what they denied before a restart. Proxies keep what they have;
+    /// answers are given.
     pub withheld: Vec<String>,
-    /// What is wrong now, one for each bad file, in order of path. What those files said last holds on.
+    /// Whom those may bind: these namespaces; empty: anybody (a file may hold rules of any namespace).
+    pub withheld_in: BTreeSet<Arc<str>>,
+    /// What is wrong now, one for each bad file, in order of path; or of objects and watches. What those said last holds on.
     pub problems: Vec<Problem>,
     /// What is odd, and was taken as the strictest or left out.
     pub warnings: Vec<String>,
-    /// Files read.
+    /// Files, or policy objects, read.
     pub files: usize,
     /// Number of the change; grows by one with each.
     pub change: u64,
@@ -42,6 +47,7 @@ impl Snapshot {
         Snapshot {
             index: None,
             withheld: Vec::new(),
+            withheld_in: BTreeSet::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
             files: 0,
@@ -50,9 +56,14 @@ impl Snapshot {
         }
     }
 
-    /// Whether rules may be sent.
+    /// Whether rules may be sent at all.
     pub fn serves_rules(&self) -> bool {
-        self.index.is_some() && self.withheld.is_empty()
+        self.index.is_some() && (self.withheld.is_empty() || !self.withheld_in.is_empty())
+    }
+
+    /// Whether rules may be sent to workloads of this namespace.
+    pub fn serves_rules_to(&self, namespace: &str) -> bool {
+        self.serves_rules() && !self.withheld_in.contains(namespace)
     }
 }
 

@@ -116,6 +116,8 @@ impl Whole {
         let ca_address = FakeCa::serve(&ca).await;
         let args = Args {
             source: format!("dir:{}", temp.join("mesh").display()),
+            pod_ranges: Vec::new(),
+            service_ranges: Vec::new(),
             trust_domain: "cluster.local".into(),
             system_namespace: "countersign-system".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),

@@ -4,7 +4,7 @@
 //! `run` is called by the binary; `Dir::scan` is one look, without clock or runtime, for it and for tests. It must never
 //! forget what a file said because the file cannot be read just now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -271,6 +271,7 @@ impl Dir {
                 true => Vec::new(),
                 false => self.unknown().cloned().collect(),
             },
+            withheld_in: BTreeSet::new(),
             problems,
             warnings,
             files: self.files.len(),

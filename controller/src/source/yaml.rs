@@ -153,6 +153,7 @@ impl Reader<'_> {
         let service = Service {
             addresses: self.addresses(spec.addresses)?,
             selector: spec.selector,
+            listed: Vec::new(),
             ports: self.ports(spec.ports)?,
             local_only: matches!(spec.internal_traffic_policy, raw::TrafficPolicy::Local),
             affinity_seconds: self.affinity(&spec.session_affinity, spec.session_affinity_config)?,
@@ -181,7 +182,7 @@ impl Reader<'_> {
                 let message = format!("{port} stands there twice");
                 return Err(self.problem(&raw.port, format!("spec.ports[{i}].port"), message));
             }
-            read.push(ServicePort { port, target_port });
+            read.push(ServicePort { port, target_port: Some(target_port) });
         }
         Ok(read)
     }

@@ -32,7 +32,7 @@ fn what_is_left_out_has_its_default() {
     let read = objects("f.yaml", SERVICES);
     let Kind::Service(service) = &read[0].kind else { panic!() };
     assert_eq!((service.local_only, service.affinity_seconds), (false, 0));
-    assert_eq!(service.ports[1], ServicePort { port: 9090, target_port: 9090 });
+    assert_eq!(service.ports[1], ServicePort { port: 9090, target_port: Some(9090) });
     let Kind::Service(service) = &read[1].kind else { panic!() };
     assert_eq!((service.local_only, service.affinity_seconds), (true, 10_800));
     let affinity = "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}";
