@@ -8,18 +8,22 @@ use std::fmt::{self, Write as _};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::header::ACCEPT;
 use hyper::{Method, Request};
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-use crate::accept;
+use crate::accept::{self, Budget};
 use crate::http::{self, Answer, StatusCode};
 
 /// Most connections at once; one more is closed.
-pub const CONNECTIONS: usize = 32;
+pub const CONNECTIONS: usize = 64;
+/// Most connections of one source: a neighbour that holds its own open must not keep the kubelet out.
+pub const EACH: usize = CONNECTIONS / 4;
 /// Connections that the kernel may hold before we accept them.
 const BACKLOG: i32 = 64;
 
@@ -98,9 +102,22 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves until dropped, through a drain too: that is when readiness is asked most. `shed` is told of each connection over the
 /// budget, by the word `health_connections`.
 pub async fn serve(listener: TcpListener, health: Arc<impl Health>, shed: impl Fn(&'static str)) {
-    let accept = || async { listener.accept().await.map(|(tcp, _)| tcp) };
-    let shed = || shed("health_connections");
-    accept::serve(accept, CONNECTIONS, shed, move |request| std::future::ready(answer(&*health, &request))).await;
+    let handle = move |request: Request<Incoming>| std::future::ready(answer(&*health, &request));
+    serve_by(listener, http::LIFE, shed, handle).await;
+}
+
+/// The same for a process that answers more than [`answer`] does, and may take up to `life` for it.
+pub async fn serve_by<Handled>(
+    listener: TcpListener,
+    life: Duration,
+    shed: impl Fn(&'static str),
+    handle: impl Fn(Request<Incoming>) -> Handled + Clone + Send + 'static,
+) where
+    Handled: Future<Output = Answer> + Send + 'static,
+{
+    let accept = || async { listener.accept().await.map(|(tcp, source)| (tcp, Some(source.ip()))) };
+    let budget = Budget { most: CONNECTIONS, each: EACH, life };
+    accept::serve(accept, budget, || shed("health_connections"), handle).await;
 }
 
 /// Answers a request; nothing of it is read but method, path, query and `Accept`.

@@ -19,8 +19,8 @@ pub use hyper::StatusCode;
 
 /// Longest wait for a request's head, the first or the next.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
-/// Longest life of a connection.
-const LIFE: Duration = Duration::from_secs(60);
+/// Longest life of a connection, where the process says nothing else.
+pub const LIFE: Duration = Duration::from_secs(60);
 /// Largest request head.
 const HEAD_BYTES: usize = 8 * 1024;
 /// Longest wait for a request's body.
@@ -29,8 +29,8 @@ const BODY_LIMIT: Duration = Duration::from_secs(5);
 /// An answer.
 pub type Answer = Response<Full<Bytes>>;
 
-/// Serves one connection until it ends, goes silent or has lived long enough.
-pub async fn serve<H, F>(io: impl AsyncRead + AsyncWrite + Unpin + Send, handle: H)
+/// Serves one connection until it ends, goes silent or has lived for `life`.
+pub async fn serve<H, F>(io: impl AsyncRead + AsyncWrite + Unpin + Send, life: Duration, handle: H)
 where
     H: Fn(Request<Incoming>) -> F + Send,
     F: Future<Output = Answer> + Send,
@@ -43,7 +43,7 @@ where
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(HEAD_BYTES);
     let connection = server.serve_connection(TokioIo::new(io), service);
     // Whatever went wrong is the caller's of this connection, who sees it end.
-    let _ = tokio::time::timeout(LIFE, connection).await;
+    let _ = tokio::time::timeout(life, connection).await;
 }
 
 /// Reads a body of at most `most` bytes as text.
@@ -104,7 +104,7 @@ mod tests {
     /// A connection whose requests are answered with their body.
     fn echo() -> DuplexStream {
         let (far, near) = duplex(64 * 1024);
-        tokio::spawn(serve(near, |request| async {
+        tokio::spawn(serve(near, LIFE, |request| async {
             body(request, 8).await.map_or_else(|refusal| refusal, |body| text(StatusCode::OK, body))
         }));
         far

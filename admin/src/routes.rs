@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hyper::body::Incoming;
 use hyper::{Method, Request};
 
-use crate::accept;
+use crate::accept::{self, Budget};
 use crate::http::{self, Answer, StatusCode};
 use crate::log::{Log, LogError, MAX_FILTER};
 use crate::socket::AdminSocket;
@@ -111,7 +111,9 @@ fn refusal(error: &LogError) -> Answer {
 pub async fn serve(socket: AdminSocket, routes: Routes, shed: impl Fn(&'static str)) {
     let routes = Arc::new(routes);
     let handle = move |request| Arc::clone(&routes).answer(request);
-    accept::serve(|| socket.accept(), CONNECTIONS, || shed("admin_connections"), handle).await;
+    let accept = || async { socket.accept().await.map(|stream| (stream, None)) };
+    let budget = Budget { most: CONNECTIONS, each: CONNECTIONS, life: http::LIFE };
+    accept::serve(accept, budget, || shed("admin_connections"), handle).await;
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub struct Credentials {
     svid: Arc<Svid>,
     generation: u64,
     own_chain_trusted: bool,
+    anchor: Option<[u8; 32]>,
     clock: SharedClock,
     pub(crate) trust: Arc<Trust>,
     pub(crate) bases: Bases,
@@ -68,11 +69,13 @@ impl Credentials {
     pub fn new(svid: Arc<Svid>, bundles: BundleSet, clock: SharedClock) -> Result<Self, CredentialsError> {
         let made = Self::assemble(svid, bundles, clock)?;
         let now = made.clock.now();
+        let mut anchor = None;
         for (purpose, role) in [(Purpose::Server, "server"), (Purpose::Client, "client")] {
             let checked = made.trust.verify(made.svid.chain(), purpose, now);
-            checked.map_err(|source| CredentialsError::OwnChain { role, source })?;
+            let checked = checked.map_err(|source| CredentialsError::OwnChain { role, source })?;
+            anchor = Some(*checked.anchor_sha256());
         }
-        Ok(Self { own_chain_trusted: true, ..made })
+        Ok(Self { own_chain_trusted: true, anchor, ..made })
     }
 
     /// The same SVID under other bundles, even under bundles that no longer vouch for it: peers must be judged by the newest
@@ -80,10 +83,11 @@ impl Credentials {
     pub(crate) fn with_bundles(&self, bundles: BundleSet) -> Result<Self, CredentialsError> {
         let made = Self::assemble(Arc::clone(&self.svid), bundles, Arc::clone(&self.clock))?;
         let now = made.clock.now();
-        let own_chain_trusted = [Purpose::Server, Purpose::Client]
-            .into_iter()
-            .all(|purpose| made.trust.verify(made.svid.chain(), purpose, now).is_ok());
-        Ok(Self { own_chain_trusted, ..made })
+        let verified =
+            [Purpose::Server, Purpose::Client].map(|purpose| made.trust.verify(made.svid.chain(), purpose, now));
+        let own_chain_trusted = verified.iter().all(Result::is_ok);
+        let anchor = verified.into_iter().find_map(|verified| Some(*verified.ok()?.anchor_sha256()));
+        Ok(Self { own_chain_trusted, anchor, ..made })
     }
 
     fn assemble(svid: Arc<Svid>, bundles: BundleSet, clock: SharedClock) -> Result<Self, CredentialsError> {
@@ -98,7 +102,7 @@ impl Credentials {
         key.keys_match().map_err(CredentialsError::Key)?;
         let bases = Bases::new(Arc::new(SingleCertAndKey::from(key)), &clock).map_err(CredentialsError::Tls)?;
         let trust = Arc::new(Trust::new(bundles));
-        Ok(Self { svid, generation, own_chain_trusted: false, clock, trust, bases })
+        Ok(Self { svid, generation, own_chain_trusted: false, anchor: None, clock, trust, bases })
     }
 
     /// Our SPIFFE id.
@@ -135,6 +139,11 @@ impl Credentials {
     /// already under way, succeeds.
     pub fn own_chain_trusted(&self) -> bool {
         self.own_chain_trusted
+    }
+
+    /// SHA-256 of the root that vouches for our own chain; none if none of the newest bundle does.
+    pub fn anchor_sha256(&self) -> Option<&[u8; 32]> {
+        self.anchor.as_ref()
     }
 
     /// The clock by which handshakes with these credentials are judged.

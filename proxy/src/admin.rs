@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
+use crate::proof::Proof;
 use crate::ready::Readiness;
 
 /// All that it shows.
@@ -35,6 +36,8 @@ pub struct Admin {
     pub metrics: Metrics,
     /// Readiness.
     pub readiness: Readiness,
+    /// Whether the redirects are in force.
+    pub proof: Proof,
     /// The end.
     pub drain: Drain,
     /// The process's log.

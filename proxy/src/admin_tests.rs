@@ -64,12 +64,14 @@ async fn served(name: &str) -> Served {
     let (metrics, drain) = (Metrics::new(), Drain::new(Duration::ZERO));
     let (discovery, _) = Discovery::start(settings, credentials.clone(), metrics.clone());
     let (_, rules) = watch::channel::<Option<Arc<PolicySet>>>(None);
-    let readiness = Readiness::new(credentials.clone(), rules, drain.clone());
+    let proof = Proof::new(metrics.clone());
+    let readiness = Readiness::new(credentials.clone(), rules, proof.outbound(), drain.clone());
     let ca_status = watch::Sender::new(Status::default()).subscribe();
     let log = Log::none();
     let started = Instant::now();
     let config = Arc::new(config);
-    let admin = Arc::new(Admin { config, credentials, ca_status, discovery, metrics, readiness, drain, log, started });
+    let admin =
+        Arc::new(Admin { config, credentials, ca_status, discovery, metrics, readiness, proof, drain, log, started });
     let socket = countersign_admin::bind(&folder.socket()).unwrap();
     tokio::spawn(countersign_admin::serve(socket, admin.routes(), |_| ()));
     Served { folder, admin, key }

@@ -4,7 +4,10 @@
 //! is named with its flag and its environment variable.
 
 pub mod args;
+pub mod probes;
 mod values;
+
+pub(crate) use values::time as duration;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,11 +15,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::CommandFactory as _;
-use countersign_api::names;
+use countersign_api::{names, ports};
 use countersign_identity::{SpiffeId, TrustDomain};
 use serde::Serialize;
 
 use args::{Cli, RunArgs};
+use probes::AppProbe;
 use values::{addresses, file, log, name, number, on_or_off, parsed, pod_ips, port, short, socket, time_within};
 
 /// The settings.
@@ -38,6 +42,8 @@ pub struct Config {
     pub ports: Ports,
     /// Path of the admin socket.
     pub admin_socket: PathBuf,
+    /// The app's own probes, which we ask in the kubelet's place.
+    pub probes: Vec<AppProbe>,
     /// File that exists exactly while we are ready.
     pub ready_file: Option<PathBuf>,
     /// Mark of our own connections.
@@ -198,6 +204,10 @@ impl Checks {
         let bootstrap = self.check("bootstrap_bundle", &args.bootstrap_bundle, file);
         let ttl = self.optional("svid_ttl", args.svid_ttl.as_ref(), |v| time_within(v, 10, 30 * 86_400));
         let ports = self.ports(args);
+        let probes = self.optional("probes", args.probes.as_ref(), probes::read);
+        if let (Some(ports), Some(Some(probes))) = (ports, &probes) {
+            self.foreign(ports, probes);
+        }
         let admin_socket = self.check("admin_socket", &args.admin_socket, socket);
         let ready_file = self.optional("ready_file", args.ready_file.as_ref(), file);
         let mark = self.optional("mark", args.mark.as_ref(), |v| number(v, 1, u32::MAX));
@@ -229,6 +239,7 @@ impl Checks {
             },
             controller: Controller { addresses: controller?, id: controller_id? },
             ports: ports?,
+            probes: probes?.unwrap_or_default(),
             admin_socket: admin_socket?,
             ready_file: ready_file?,
             mark: mark?,
@@ -264,6 +275,15 @@ impl Checks {
             self.add("health_port", format!("{health} is a port of the data path"));
         }
         Some(Ports { inbound, outbound, health })
+    }
+
+    /// A probe asks the app, and nobody else.
+    fn foreign(&mut self, ours: Ports, probes: &[AppProbe]) {
+        let ours = [ours.inbound, ours.outbound, ours.health, ports::SELF_PROOF];
+        for probe in probes.iter().filter(|probe| ours.contains(&probe.port())) {
+            let (container, kind) = (&probe.container, probe.kind.as_str());
+            self.add("probes", format!("{container}.{kind}: port {} is the proxy's own", probe.port()));
+        }
     }
 
     fn limits(&mut self, args: &RunArgs) -> Option<Limits> {

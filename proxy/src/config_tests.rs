@@ -178,3 +178,17 @@ fn a_misspelled_variable_is_found_and_kubernetes_own_are_not_taken_for_one() {
     ];
     assert_eq!(unknown_variables(&present.map(str::to_owned)), ["COUNTERSIGN_INBUOND_PORT"]);
 }
+
+#[test]
+fn a_probe_of_the_proxys_own_ports_is_refused() {
+    let probe = |port: u16| {
+        format!(r#"--probes={{"web":{{"liveness":{{"timeoutSeconds":1,"ask":{{"tcp":{{"port":{port}}}}}}}}}}}"#)
+    };
+    assert_eq!(read(&[&probe(8080)]).unwrap().probes[0].path(), "/app/web/liveness");
+    for port in [15001, 15006, 15020, 15021] {
+        let message = refusal(&probe(port));
+        let expected = format!("error: --probes (COUNTERSIGN_PROBES): web.liveness: port {port} is the proxy's own");
+        assert_eq!(message, expected);
+    }
+    assert!(refusal("--probes={").contains("--probes (COUNTERSIGN_PROBES): "));
+}

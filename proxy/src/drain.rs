@@ -3,6 +3,8 @@
 //! `run` listens for signals with it, the listeners and every journey watch it, `admin` withdraws through it.
 //! It must never end a connection by itself: it says when, the owners of connections do it.
 
+pub mod command;
+
 use std::future::Future;
 use std::io;
 use std::pin::pin;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_admin::health::{CONNECTIONS, answer, bind, serve};
+use countersign_admin::health::{EACH, answer, bind, serve};
 use http_body_util::BodyExt as _;
 use hyper::Request;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -13,12 +13,15 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::drain::Drain;
+use crate::proof::Proof;
 
 fn health() -> Shown {
     let (credentials, rules) = (watch::Sender::new(None), watch::Sender::new(None));
     let drain = Drain::new(Duration::ZERO);
-    let readiness = Readiness::new(credentials.subscribe(), rules.subscribe(), drain);
-    Shown { readiness, metrics: Metrics::new() }
+    let metrics = Metrics::new();
+    let redirect = Proof::new(metrics.clone()).outbound();
+    let readiness = Readiness::new(credentials.subscribe(), rules.subscribe(), redirect, drain);
+    Shown { readiness, metrics }
 }
 
 async fn get(path: &str) -> (u16, String) {
@@ -35,7 +38,8 @@ async fn alive_is_not_ready() {
     assert_eq!(status, 503);
     assert_eq!(
         body,
-        "[-] credentials: no SVID yet\n[-] rules: no rules yet\n[-] listeners: not bound yet\nnot ready\n"
+        "[-] credentials: no SVID yet\n[-] rules: no rules yet\n[-] listeners: not bound yet\n\
+         [-] redirect: the outbound redirect is not proven yet\nnot ready\n"
     );
     let (_, verbose) = get("/readyz?verbose").await;
     assert!(verbose.contains("[+] drain\n"), "{verbose}");
@@ -64,7 +68,7 @@ async fn livez(address: SocketAddr) -> String {
 async fn connections_over_the_budget_are_closed_and_counted_and_others_served_afterwards() {
     let (address, health) = listening().await;
     let mut held = Vec::new();
-    for _ in 0..CONNECTIONS {
+    for _ in 0..EACH {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         let mut first = [0; 15];

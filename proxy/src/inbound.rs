@@ -5,7 +5,7 @@
 //! each `OPEN`: decide -> `Permit` -> dial the app -> `STATUS` -> relay -> one account.
 
 use std::future::poll_fn;
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -22,16 +22,23 @@ use crate::intercept::guard::InboundDestination;
 use crate::listen::{Place, original_destination, reset};
 use crate::outcome::{Blame, Direction};
 use crate::permit::Asking;
+use crate::proof;
 use crate::proxy::{Proxy, Refusal};
+use crate::reauth;
 use crate::relay::{self, End, Flow, Held, PlainEnd, Side};
-use crate::tls::{self, Peer};
+use crate::tls::{self, Accepted, Peer};
 use crate::wire::frame::{self, Event, ProtocolError, Status, Took};
 use crate::wire::link::{Link, LinkError, Step};
 
 /// Serves one accepted connection to its end. `_place` is its share of the connection bound.
 pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _place: Place) {
+    let named = original_destination(&io);
+    if named.as_ref().is_ok_and(|named| proxy.own.is_self_proof(*named)) {
+        drop(_place); // it has a bound of its own
+        return Box::pin(proof::inbound::answer(&proxy.proof, &proxy.health, io, source.ip())).await;
+    }
     let mut account = Account::open(&proxy, Direction::Inbound, source);
-    let destination = match own_destination(&proxy, &io, &mut account) {
+    let destination = match own_destination(&proxy, named, &mut account) {
         Ok(destination) => destination,
         Err(refusal) => return refuse(io, account, refusal),
     };
@@ -53,20 +60,31 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
         Proceed::Refuse(refusal) => return refuse(io, account, refusal),
     }
     match accept(&proxy, io, first).await {
-        Ok((link, peer)) => {
+        Ok(Accepted::Link(link, peer)) => {
             drop(slot);
-            carry(&proxy, link, peer, destination, source, account).await;
+            carry(&proxy, link, Arc::new(peer), destination, source, account).await;
         }
+        // It keeps its slot: as many at once as there may be handshakes.
+        Ok(Accepted::Again(asked)) => match Box::pin(reauth::serve(&proxy, *asked)).await {
+            Ok(()) => account.close("reauthenticated", Blame::Nobody, ""),
+            Err(why) => account.close("reauth_refused", Blame::Peer, why.to_string()),
+        },
         Err(refusal) => account.close(refusal.result, refusal.blame, refusal.detail),
     }
 }
 
 /// Where it was going, if that is an address and port of this pod that a neighbour may name.
-fn own_destination(proxy: &Proxy, io: &TcpStream, account: &mut Account) -> Result<InboundDestination, Refusal> {
+fn own_destination(
+    proxy: &Proxy,
+    named: io::Result<SocketAddr>,
+    account: &mut Account,
+) -> Result<InboundDestination, Refusal> {
     let bad = |detail: String| Refusal { result: "bad_destination", blame: Blame::Peer, detail };
-    let named = original_destination(io).map_err(|e| bad(format!("no original destination: {e}")))?;
+    let named = named.map_err(|e| bad(format!("no original destination: {e}")))?;
     account.outcome.destination = Some(named);
-    proxy.own.inbound(named).map_err(|why| bad(why.to_string()))
+    let destination = proxy.own.inbound(named).map_err(|why| bad(why.to_string()))?;
+    proxy.proof.seen(); // no port of ours: only the redirect brings it here
+    Ok(destination)
 }
 
 /// What the port's rules and the source's address leave open.
@@ -135,12 +153,13 @@ fn proceed(road: Road, first: &First) -> Proceed {
     }
 }
 
-async fn accept(proxy: &Proxy, io: TcpStream, first: First) -> Result<(Box<Link>, Peer), Refusal> {
+async fn accept(proxy: &Proxy, io: TcpStream, first: First) -> Result<Accepted, Refusal> {
     let credentials = proxy.credentials()?;
     let began = Instant::now();
     let accepted = tls::accept(Replay::new(first.bytes, io), &credentials, proxy.config.limits.handshake).await;
     let (result, group) = match &accepted {
-        Ok((_, peer)) => ("ok", Some(peer.group)),
+        Ok(Accepted::Link(_, peer)) => ("ok", Some(peer.group)),
+        Ok(Accepted::Again(_)) => ("ok", None),
         Err(e) => (e.label(), None),
     };
     proxy.metrics.handshake(Direction::Inbound, result, group, began.elapsed());
@@ -151,12 +170,14 @@ async fn accept(proxy: &Proxy, io: TcpStream, first: First) -> Result<(Box<Link>
 async fn carry(
     proxy: &Arc<Proxy>,
     mut link: Box<Link>,
-    peer: Peer,
+    peer: Arc<Peer>,
     destination: InboundDestination,
     source: SocketAddr,
     account: Account,
 ) {
-    let mut timer = pin!(sleep_until(peer.ends));
+    let asking = Asking::of(&peer, source, destination);
+    let _proven_anew = proxy.reauth.accepted(&peer, asking);
+    let mut timer = pin!(sleep_until(peer.ends()));
     let mut first = Some(account);
     loop {
         match next_open(proxy, &mut link, &peer, timer.as_mut()).await {
@@ -175,7 +196,7 @@ async fn carry(
         let mut account = first.take().unwrap_or_else(|| Account::open(proxy, Direction::Inbound, source));
         account.outcome.destination = Some(destination.address());
         account.peer(&peer, reused);
-        timer.as_mut().reset(peer.ends);
+        timer.as_mut().reset(peer.ends());
         link = match application(proxy, link, &peer, destination, source, account, timer.as_mut()).await {
             Some(link) => link,
             None => return,
@@ -194,7 +215,7 @@ struct Over {
 
 /// Waits for the next `OPEN`, while idle: here, and only here, `CLOSING` may be said.
 async fn next_open(proxy: &Proxy, link: &mut Link, peer: &Peer, mut timer: Pin<&mut Sleep>) -> Result<(), Over> {
-    timer.as_mut().reset(peer.ends.min(Instant::now() + proxy.config.limits.link_idle));
+    timer.as_mut().reset(peer.ends().min(Instant::now() + proxy.config.limits.link_idle));
     let over = |result, blame, detail: String, polite| Err(Over { result, blame, detail, polite });
     tokio::select! {
         biased;
@@ -247,9 +268,7 @@ async fn application(
     mut account: Account,
     ends: Pin<&mut Sleep>,
 ) -> Option<Box<Link>> {
-    let asking =
-        Asking::In { who: Some(Arc::clone(&peer.principal)), source_ip: source.ip(), port: destination.port() };
-    let permit = match proxy.permits.admit(asking) {
+    let permit = match proxy.permits.admit(Asking::of(peer, source, destination)) {
         Ok(permit) => permit,
         Err(denial) => {
             account.denied(&denial);

@@ -18,6 +18,7 @@ pub mod wire;
 pub mod permit;
 pub mod pick;
 pub mod pool;
+pub mod reauth;
 pub mod relay;
 pub mod turns;
 
@@ -33,9 +34,11 @@ pub mod metrics;
 pub mod admin;
 pub mod drain;
 pub mod health;
+pub mod probes;
 pub mod ready;
 
 pub mod intercept;
+pub mod proof;
 
 #[cfg(test)]
 mod testing;

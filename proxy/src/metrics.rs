@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use countersign_identity::SpiffeId;
 use prometheus_client::encoding::text;
@@ -70,6 +70,9 @@ struct Inner {
     policy_updates: Family<labels::Outcome, Counter>,
     policy_rules: Gauge,
     access_log_dropped: Counter,
+    reauthentications: Family<labels::Attempt, Counter>,
+    interception_lost: Family<Way, Gauge>,
+    interception_proof: Family<Way, Gauge>,
 }
 
 /// The counters of one direction, held by each open connection.
@@ -166,6 +169,9 @@ impl Metrics {
             policy_updates: family(r, "policy_updates", "Rule sets received, by whether they were put in force"),
             policy_rules: gauge(r, "policy_rules", "Rules in force that bind this workload"),
             access_log_dropped: counter(r, "access_log_dropped", "Access-log lines lost to a slow reader of stdout"),
+            reauthentications: family(r, "reauthentications", "Open connections proven anew, or not, and why"),
+            interception_lost: family(r, "interception_lost", "1 while the redirect rules of a direction are lost"),
+            interception_proof: last_proof(r),
             ours,
             process,
         };
@@ -284,6 +290,24 @@ impl Metrics {
         self.0.access_log_dropped.inc();
     }
 
+    /// An open connection was proven anew (`ok`), or not; `result` is a bounded word.
+    pub fn reauthentication(&self, direction: Direction, result: &'static str) {
+        let labels = labels::Attempt { direction: direction.label(), result };
+        self.0.reauthentications.get_or_create(&labels).inc();
+    }
+
+    /// The redirect of one direction was lost, or is there again.
+    pub fn interception_lost(&self, direction: Direction, lost: bool) {
+        self.0.interception_lost.get_or_create(&Way { direction: direction.label() }).set(i64::from(lost));
+    }
+
+    /// The redirect of one direction was just seen at work.
+    pub fn interception_proven(&self, direction: Direction) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let gauge = self.0.interception_proof.get_or_create(&Way { direction: direction.label() });
+        gauge.set(i64::try_from(now).unwrap_or(i64::MAX));
+    }
+
     /// The whole as OpenMetrics text, `# EOF` last.
     #[must_use]
     pub fn encode(&self) -> String {
@@ -369,6 +393,13 @@ fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
     let gauge = Gauge::default();
     registry.register(name, help, gauge.clone());
     gauge
+}
+
+fn last_proof(registry: &mut Registry) -> Family<Way, Gauge> {
+    let family = Family::<Way, Gauge>::default();
+    let help = "Unix time at which the redirect of a direction was last seen at work";
+    registry.register_with_unit("interception_last_proof_timestamp", help, Unit::Seconds, family.clone());
+    family
 }
 
 fn expiry(registry: &mut Registry) -> Gauge {

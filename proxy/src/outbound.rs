@@ -4,7 +4,7 @@
 //! expecting that endpoint's identity -> `OPEN` -> relay -> one account. A failed or refused TLS attempt never becomes
 //! plaintext: the app's connection is reset.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -49,8 +49,12 @@ impl From<Denial> for Stop {
 
 /// Serves one connection of the app to its end. `_place` is its share of the connection bound.
 pub async fn serve(proxy: Arc<Proxy>, mut app: TcpStream, source: SocketAddr, _place: Place) {
+    let named = original_destination(&app);
+    if named.as_ref().is_ok_and(|named| proxy.own.is_self_proof(*named)) && proxy.proof.heard(&mut app).await {
+        return reset(app); // we dialled it ourselves: the redirect is proven
+    }
     let mut account = Account::open(&proxy, Direction::Outbound, source);
-    let stop = match travel(&proxy, &mut app, &mut account).await {
+    let stop = match travel(&proxy, &mut app, named, &mut account).await {
         Ok(()) => return account.close("ok", Blame::Nobody, ""),
         Err(stop) => stop,
     };
@@ -62,8 +66,13 @@ pub async fn serve(proxy: Arc<Proxy>, mut app: TcpStream, source: SocketAddr, _p
     }
 }
 
-async fn travel(proxy: &Arc<Proxy>, app: &mut TcpStream, account: &mut Account) -> Result<(), Stop> {
-    let mut route = Route::new(outside_destination(proxy, app, account)?);
+async fn travel(
+    proxy: &Arc<Proxy>,
+    app: &mut TcpStream,
+    named: io::Result<SocketAddr>,
+    account: &mut Account,
+) -> Result<(), Stop> {
+    let mut route = Route::new(outside_destination(proxy, named, account)?);
     let mut held = Held::default();
     loop {
         match route.next_hop(proxy).await? {
@@ -86,9 +95,13 @@ async fn travel(proxy: &Arc<Proxy>, app: &mut TcpStream, account: &mut Account) 
     }
 }
 
-fn outside_destination(proxy: &Proxy, app: &TcpStream, account: &mut Account) -> Result<SocketAddr, Refusal> {
+fn outside_destination(
+    proxy: &Proxy,
+    named: io::Result<SocketAddr>,
+    account: &mut Account,
+) -> Result<SocketAddr, Refusal> {
     let bad = |detail: String| Refusal { result: "bad_destination", blame: Blame::App, detail };
-    let named = original_destination(app).map_err(|e| bad(format!("no original destination: {e}")))?;
+    let named = named.map_err(|e| bad(format!("no original destination: {e}")))?;
     account.outcome.destination = Some(named);
     proxy.own.outbound(named).map_err(|why| bad(why.to_string()))
 }
@@ -177,11 +190,12 @@ async fn converse(
 ) -> Result<Spoken, Stop> {
     let Ready { permit, mut link, peer, key, reused } = ready;
     let _load = proxy.picks.load(key.address);
+    let _proven_anew = proxy.reauth.dialled(&peer, key.address);
     account.peer(&peer, reused);
     account.permit(&permit);
     account.outcome.upstream = Some(key.address);
     let mut flow = Flow::default();
-    let ends = pin!(sleep_until(peer.ends));
+    let ends = pin!(sleep_until(peer.ends()));
     let end = tokio::select! {
         biased;
         cut = proxy.cut(&permit, &peer, ends) => Err(cut),

@@ -6,12 +6,15 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use countersign_policy::{Attempt, Decision, Egress, PolicySet, Principal, Source, decide};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::intercept::guard::InboundDestination;
+use crate::tls::Peer;
 
 /// The rules in force for this workload; `None` until the first came.
 pub type Rules = watch::Receiver<Option<Arc<PolicySet>>>;
@@ -33,6 +36,14 @@ pub enum Asking {
         /// Whether the other end proves its identity to us.
         meshed: bool,
     },
+}
+
+impl Asking {
+    /// What an application connection over a link asks.
+    #[must_use]
+    pub fn of(peer: &Peer, source: SocketAddr, destination: InboundDestination) -> Self {
+        Self::In { who: Some(Arc::clone(&peer.principal)), source_ip: source.ip(), port: destination.port() }
+    }
 }
 
 /// Why not.
@@ -130,6 +141,15 @@ impl Permits {
             Some(denial) => Err(denial.clone()),
             None => Ok(permit),
         }
+    }
+
+    /// Whether the rules in force would admit it now; nothing is registered.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn would_admit(&self, asking: &Asking) -> Result<(), Denial> {
+        let rules = self.rules.borrow().clone();
+        judge(rules.as_deref(), asking).map(drop)
     }
 
     /// Decides every open permit again after each change of rules; ends when the rules' source does.

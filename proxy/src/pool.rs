@@ -84,7 +84,7 @@ impl Pool {
                 shelves.total -= 1;
                 kept
             };
-            let fresh = now.saturating_duration_since(kept.since) < self.limits.idle && kept.peer.ends > now + MARGIN;
+            let fresh = now.saturating_duration_since(kept.since) < self.limits.idle && kept.peer.ends() > now + MARGIN;
             if fresh && !kept.peer.expired() && kept.link.is_quiet() {
                 return Some(kept);
             }
@@ -111,7 +111,7 @@ impl Pool {
         let idle = self.limits.idle;
         shelves.by_key.retain(|key, shelf| {
             let current = credentials == Some(key.credentials);
-            shelf.retain(|k| current && now.saturating_duration_since(k.since) < idle && k.peer.ends > now + MARGIN);
+            shelf.retain(|k| current && now.saturating_duration_since(k.since) < idle && k.peer.ends() > now + MARGIN);
             !shelf.is_empty()
         });
         shelves.total = shelves.by_key.values().map(Vec::len).sum();

@@ -19,12 +19,15 @@ use crate::account::Account;
 use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::drain::Drain;
+use crate::health::Shown;
 use crate::intercept::guard::{InboundDestination, Own};
 use crate::metrics::Metrics;
 use crate::outcome::Blame;
 use crate::permit::{Denial, Permit, Permits, Rules};
 use crate::pick::Picks;
 use crate::pool::Pool;
+use crate::proof::Proof;
+use crate::reauth::Reauth;
 use crate::tls::Peer;
 use crate::turns::Turns;
 
@@ -54,6 +57,12 @@ pub struct Proxy {
     pub metrics: Metrics,
     /// One line a connection.
     pub access_log: AccessLog,
+    /// Open connections that are to be proven anew.
+    pub reauth: Arc<Reauth>,
+    /// Whether the redirects are in force.
+    pub proof: Proof,
+    /// What is said of our health, on 15021 too.
+    pub health: Shown,
     /// The end.
     pub drain: Drain,
 }
@@ -108,7 +117,7 @@ impl Cut {
             Self::Expired => account.close(
                 "credentials_expired",
                 Blame::ControlPlane,
-                "the connection may not outlive the certificates that it was made with",
+                "the connection may not outlive its certificates, and was not proven anew in time",
             ),
             Self::Distrusted => {
                 account.close("peer_distrusted", Blame::Policy, "the trust bundle no longer vouches for the peer");
@@ -171,7 +180,8 @@ impl Proxy {
         }
     }
 
-    /// Waits for a reason to end an open connection. `ends` fires at the earlier expiry of the two leaves.
+    /// Waits for a reason to end an open connection. `ends` fires at the earlier expiry of the two leaves, or of those that they were
+    /// when it was set.
     ///
     /// To be polled before what moves bytes, never after: where there is always something to move, that uses up what tokio lets a
     /// task do at a time, and whatever is polled behind it is never ready. A peer that floods would outlive rule and certificate.
@@ -179,7 +189,7 @@ impl Proxy {
         tokio::select! {
             biased;
             denial = permit.revoked() => Cut::Revoked(denial),
-            () = ends => Cut::Expired,
+            () = peer.over(ends) => Cut::Expired,
             () = self.distrusts(peer) => Cut::Distrusted,
             () = self.drain.forced() => Cut::Forced,
         }

@@ -1,4 +1,5 @@
-//! Whether this proxy may be sent connections: an SVID that has not ended, rules, bound listeners, and no drain.
+//! Whether this proxy may be sent connections: an SVID that has not ended, rules, bound listeners, an outbound redirect that is
+//! proven, and no drain.
 //!
 //! `health` and `admin` ask it, `run` reports to it. It must never say yes because a question could not be answered.
 
@@ -13,12 +14,14 @@ use countersign_policy::PolicySet;
 use tokio::sync::watch;
 
 use crate::drain::{Drain, Phase};
+use crate::proof::Standing;
 
 /// All conditions; clones share them.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     credentials: Watch,
     rules: watch::Receiver<Option<Arc<PolicySet>>>,
+    redirect: watch::Receiver<Standing>,
     drain: Drain,
     bound: Arc<watch::Sender<bool>>,
 }
@@ -26,8 +29,13 @@ pub struct Readiness {
 impl Readiness {
     /// Not ready yet: the listeners are not bound.
     #[must_use]
-    pub fn new(credentials: Watch, rules: watch::Receiver<Option<Arc<PolicySet>>>, drain: Drain) -> Self {
-        Self { credentials, rules, drain, bound: Arc::new(watch::Sender::new(false)) }
+    pub fn new(
+        credentials: Watch,
+        rules: watch::Receiver<Option<Arc<PolicySet>>>,
+        redirect: watch::Receiver<Standing>,
+        drain: Drain,
+    ) -> Self {
+        Self { credentials, rules, redirect, drain, bound: Arc::new(watch::Sender::new(false)) }
     }
 
     /// Every listener of the data path is bound.
@@ -41,9 +49,9 @@ impl Readiness {
         self.checks().iter().all(|check| check.ok)
     }
 
-    /// Every condition: `credentials`, `rules`, `listeners`, `drain`.
+    /// Every condition: `credentials`, `rules`, `listeners`, `redirect`, `drain`.
     #[must_use]
-    pub fn checks(&self) -> [Check; 4] {
+    pub fn checks(&self) -> [Check; 5] {
         let credentials = match self.credentials.borrow().as_ref() {
             None => "no SVID yet",
             Some(held) if held.expired() => "the SVID has ended",
@@ -51,13 +59,24 @@ impl Readiness {
         };
         let rules = if self.rules.borrow().is_none() { "no rules yet" } else { "" };
         let bound = if *self.bound.borrow() { "" } else { "not bound yet" };
+        let redirect = match *self.redirect.borrow() {
+            Standing::Unproven => "the outbound redirect is not proven yet",
+            Standing::Lost => "the outbound redirect is lost",
+            Standing::Proven => "",
+        };
         let drain = match self.drain.phase() {
             Phase::Serving => "",
             Phase::Withdrawn => "told to withdraw",
             Phase::Draining | Phase::Forced => "draining",
         };
-        [("credentials", credentials), ("rules", rules), ("listeners", bound), ("drain", drain)]
-            .map(|(name, detail)| Check::new(name, Some(detail).filter(|detail| !detail.is_empty())))
+        let all = [
+            ("credentials", credentials),
+            ("rules", rules),
+            ("listeners", bound),
+            ("redirect", redirect),
+            ("drain", drain),
+        ];
+        all.map(|(name, detail)| Check::new(name, Some(detail).filter(|detail| !detail.is_empty())))
     }
 
     /// Keeps `file` exactly while ready; for whoever waits for this proxy on the same machine. Ends with the process; the
@@ -65,7 +84,7 @@ impl Readiness {
     pub async fn keep_file(self, file: PathBuf) {
         let file = ReadyFile(file);
         let (mut credentials, mut rules) = (self.credentials.clone(), self.rules.clone());
-        let (mut phase, mut bound) = (self.drain.watch(), self.bound.subscribe());
+        let (mut phase, mut bound, mut redirect) = (self.drain.watch(), self.bound.subscribe(), self.redirect.clone());
         loop {
             if let Err(error) = file.keep(self.ready()) {
                 tracing::error!(file = %file.0.display(), "ready file: {error}");
@@ -76,6 +95,7 @@ impl Readiness {
                 Ok(()) = rules.changed() => {}
                 Ok(()) = phase.changed() => {}
                 Ok(()) = bound.changed() => {}
+                Ok(()) = redirect.changed() => {}
                 () = self.end_of_svid() => {}
             }
         }

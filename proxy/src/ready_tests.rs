@@ -11,6 +11,7 @@ struct Parts {
     ca: TestCa,
     credentials: watch::Sender<Option<Arc<Credentials>>>,
     rules: watch::Sender<Option<Arc<PolicySet>>>,
+    redirect: watch::Sender<Standing>,
     drain: Drain,
     readiness: Readiness,
 }
@@ -18,9 +19,10 @@ struct Parts {
 impl Parts {
     fn new() -> Self {
         let (credentials, rules) = (watch::Sender::new(None), watch::Sender::new(None));
+        let redirect = watch::Sender::new(Standing::Unproven);
         let drain = Drain::new(HOUR);
-        let readiness = Readiness::new(credentials.subscribe(), rules.subscribe(), drain.clone());
-        Self { ca: TestCa::new("cluster.local"), credentials, rules, drain, readiness }
+        let readiness = Readiness::new(credentials.subscribe(), rules.subscribe(), redirect.subscribe(), drain.clone());
+        Self { ca: TestCa::new("cluster.local"), credentials, rules, redirect, drain, readiness }
     }
 
     fn missing(&self) -> Vec<&'static str> {
@@ -41,6 +43,7 @@ impl Parts {
         parts.have_credentials(HOUR);
         parts.have_rules();
         parts.readiness.listeners_bound();
+        parts.redirect.send_replace(Standing::Proven);
         parts
     }
 }
@@ -48,14 +51,24 @@ impl Parts {
 #[test]
 fn ready_is_everything_at_once() {
     let parts = Parts::new();
-    assert_eq!(parts.missing(), ["credentials", "rules", "listeners"]);
+    assert_eq!(parts.missing(), ["credentials", "rules", "listeners", "redirect"]);
     parts.have_credentials(HOUR);
-    assert_eq!(parts.missing(), ["rules", "listeners"]);
+    assert_eq!(parts.missing(), ["rules", "listeners", "redirect"]);
     parts.have_rules();
-    assert_eq!(parts.missing(), ["listeners"]);
-    assert!(!parts.readiness.ready());
+    assert_eq!(parts.missing(), ["listeners", "redirect"]);
     parts.readiness.listeners_bound();
+    assert_eq!(parts.missing(), ["redirect"]);
+    assert!(!parts.readiness.ready());
+    parts.redirect.send_replace(Standing::Proven);
     assert!(parts.readiness.ready());
+}
+
+#[test]
+fn a_lost_redirect_is_not_ready() {
+    let parts = Parts::ready();
+    parts.redirect.send_replace(Standing::Lost);
+    assert_eq!(parts.missing(), ["redirect"]);
+    assert_eq!(parts.readiness.checks()[3].detail, "the outbound redirect is lost");
 }
 
 #[test]

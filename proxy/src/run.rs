@@ -4,7 +4,7 @@
 //! before every part is there.
 
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use anyhow::Context as _;
 use countersign_admin::{Log, health};
 use countersign_api::ports;
 use countersign_credentials::{CaClient, Places, Watch, raise_open_files, system_clock};
+use hyper::Request;
+use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -28,8 +30,11 @@ use crate::metrics::{Metrics, follow_credentials};
 use crate::outcome::Direction;
 use crate::permit::Permits;
 use crate::pool::{self, Pool};
+use crate::probes::Probes;
+use crate::proof::Proof;
 use crate::proxy::Proxy;
 use crate::ready::Readiness;
+use crate::reauth::{self, Reauth};
 use crate::tls::Generation;
 use crate::{inbound, outbound};
 
@@ -86,10 +91,10 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
     let permits = Permits::new(discovery.rules());
     tokio::spawn(Arc::clone(&permits).follow());
 
-    let readiness = Readiness::new(svid.credentials.clone(), discovery.rules(), drain.clone());
+    let proof = Proof::new(metrics.clone());
+    let readiness = Readiness::new(svid.credentials.clone(), discovery.rules(), proof.outbound(), drain.clone());
     let shown = Shown { readiness: readiness.clone(), metrics: metrics.clone() };
-    let shed = metrics.clone();
-    tokio::spawn(health::serve(health_listener, Arc::new(shown), move |what| shed.shed(what)));
+    tokio::spawn(serve_health(health_listener, shown.clone(), &config));
     let admin = Admin {
         config: Arc::clone(&config),
         credentials: svid.credentials.clone(),
@@ -97,6 +102,7 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
         discovery: discovery.clone(),
         metrics: metrics.clone(),
         readiness: readiness.clone(),
+        proof: proof.clone(),
         drain: drain.clone(),
         log,
         started,
@@ -119,15 +125,22 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
         slots: Places::in_quarters(config.limits.handshake_slots),
         metrics,
         access_log,
-        drain,
+        reauth: Reauth::new(),
+        proof: proof.clone(),
+        health: shown,
+        drain: drain.clone(),
         config,
     });
+    tokio::spawn(reauth::keep(Arc::clone(&proxy)));
     tokio::spawn(keep_pool(Arc::clone(&proxy), svid.credentials.clone()));
     let places =
         [Direction::Inbound, Direction::Outbound].map(|_| Arc::new(Semaphore::new(proxy.config.limits.connections)));
     accept(&proxy, Direction::Inbound, inbound_listeners, &places[0]);
     accept(&proxy, Direction::Outbound, outbound_listeners, &places[1]);
     readiness.listeners_bound();
+    let (ips, mark) = (proxy.config.pod.ips.clone(), proxy.config.mark);
+    tokio::spawn(proof.clone().keep_proving(ips, mark, Arc::clone(&places[1]), drain.clone()));
+    tokio::spawn(proof.keep_watching(Arc::clone(&places[0]), drain));
     tracing::info!(
         pod = %proxy.config.pod.name,
         id = %proxy.config.id,
@@ -146,6 +159,27 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
     let ended = proxy.drain.finish(idle).await;
     tracing::info!(forced = ended == Ended::Forced, "ended");
     Ok((ended, writer))
+}
+
+/// `/livez`, `/readyz`, `/metrics`, and the app's own probes.
+fn serve_health(listener: TcpListener, shown: Shown, config: &Config) -> impl Future<Output = ()> + use<> {
+    // The first is the one that the kubelet would ask.
+    let address = config.pod.ips.first().copied().unwrap_or(Ipv4Addr::LOCALHOST.into());
+    let probes = Arc::new(Probes::new(&config.probes, address, config.mark));
+    let (life, metrics) = (probes.life(), shown.metrics.clone());
+    let handle = move |request: Request<Incoming>| {
+        let (shown, probes) = (shown.clone(), Arc::clone(&probes));
+        async move {
+            let path = request.uri().path();
+            if !Probes::concerns(path) {
+                return health::answer(&shown, &request);
+            }
+            let (method, path) = (request.method().clone(), path.to_owned());
+            drop(request);
+            probes.answer(&method, &path).await
+        }
+    };
+    health::serve_by(listener, life, move |what| metrics.shed(what), handle)
 }
 
 fn accept(proxy: &Arc<Proxy>, direction: Direction, listeners: Vec<TcpListener>, places: &Arc<Semaphore>) {

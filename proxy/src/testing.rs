@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::first_bytes::Replay;
 use crate::permit::{Asking, Permit, Permits};
-use crate::tls::{self, Peer};
+use crate::tls::{self, Accepted, Peer};
 use crate::wire::link::Link;
 
 /// A root that signs leaves directly.
@@ -85,11 +85,24 @@ pub async fn link_pair() -> ((Box<Link>, Peer), (Box<Link>, Peer)) {
     let (frontend, backend) = (ca.credentials("frontend", hour), ca.credentials("backend", hour));
     let (dialled, accepted) = tcp_pair().await;
     let limit = Duration::from_secs(10);
+    links_between((dialled, accepted), &frontend, &backend, limit).await
+}
+
+/// A handshake over this connection: the client's end of the link, then the server's.
+pub async fn links_between(
+    (dialled, accepted): (TcpStream, TcpStream),
+    client: &Credentials,
+    server: &Credentials,
+    limit: Duration,
+) -> ((Box<Link>, Peer), (Box<Link>, Peer)) {
     let (client, server) = tokio::join!(
-        tls::connect(dialled, &frontend, backend.id(), limit),
-        tls::accept(Replay::new(Vec::new(), accepted), &backend, limit)
+        tls::connect(dialled, client, server.id(), limit),
+        tls::accept(Replay::new(Vec::new(), accepted), server, limit)
     );
-    (client.unwrap(), server.unwrap())
+    match server.unwrap() {
+        Accepted::Link(link, peer) => (client.unwrap(), (link, peer)),
+        Accepted::Again(_) => unreachable!("a link was asked for"),
+    }
 }
 
 /// Rules of a workload, by policy text; empty text: no policy.

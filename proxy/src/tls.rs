@@ -3,20 +3,25 @@
 //! Called by both journeys; the only room beside `wire` that names rustls. It must never return a link whose peer did not
 //! prove an identity, nor keep handshake state alive beside one.
 
-use std::sync::Arc;
+pub mod reauth;
+pub mod unverified;
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use countersign_api::names::ALPN;
+use countersign_api::names::{ALPN, ALPN_REAUTH};
 use countersign_credentials::{Credentials, HandshakeError, PeerError, SharedClock};
 use countersign_identity::{Purpose, SpiffeId, VerifiedId};
 use countersign_policy::Principal;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{Connection, NamedGroup};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use crate::first_bytes::Replay;
 use crate::wire::link::Link;
+use reauth::Bond;
 
 /// Our own leaf (by its key) and bundle generation: what a kept connection was made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,24 +45,70 @@ pub struct Peer {
     pub id: VerifiedId,
     /// The same as rules see it.
     pub principal: Arc<Principal>,
-    /// When the connection ends at the latest: the earlier end of our leaf and of the whole path that vouches for the peer.
-    pub ends: Instant,
     /// Key exchange group.
     pub group: &'static str,
-    /// The same end on the wall clock, and that clock.
-    not_after: UnixTime,
     clock: SharedClock,
-    chain: Vec<CertificateDer<'static>>,
     purpose: Purpose,
+    bond: Bond,
+    standing: Mutex<Standing>,
+}
+
+/// What a connection stands on: the leaves that its two ends showed last, at first or when it was proven anew.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    /// The earlier end of our leaf and of the whole path that vouches for the peer.
+    ends: Instant,
+    /// The same end on the wall clock.
+    not_after: UnixTime,
+    chain: Arc<[CertificateDer<'static>]>,
     generation: u64,
+    /// The roots that vouch for us and for the peer.
+    anchors: [Option<[u8; 32]>; 2],
+}
+
+impl Standing {
+    fn of(chain: Option<&[CertificateDer<'static>]>, id: &VerifiedId, credentials: &Credentials) -> Self {
+        let not_after = id.path_not_after().min(credentials.expires_at());
+        Self {
+            ends: ends(not_after, credentials.clock().now()),
+            not_after,
+            chain: reauth::owned(chain),
+            generation: credentials.generation(),
+            anchors: [credentials.anchor_sha256().copied(), Some(*id.anchor_sha256())],
+        }
+    }
 }
 
 impl Peer {
+    /// When the connection ends at the latest. It may be put off while the connection is open, and is never brought forward.
+    #[must_use]
+    pub fn ends(&self) -> Instant {
+        self.standing().ends
+    }
+
+    /// The same on the wall clock.
+    #[must_use]
+    pub fn not_after(&self) -> UnixTime {
+        self.standing().not_after
+    }
+
     /// Whether the end has come by the wall clock, which may have been set forward, or gone on while the machine slept: asked
     /// before each application connection.
     #[must_use]
     pub fn expired(&self) -> bool {
-        self.clock.now() > self.not_after
+        self.clock.now() > self.not_after()
+    }
+
+    /// Resolves when the connection must end by its certificates; `timer` may fire earlier.
+    pub async fn over(&self, mut timer: Pin<&mut Sleep>) {
+        loop {
+            timer.as_mut().await;
+            let ends = self.ends();
+            if Instant::now() >= ends {
+                return;
+            }
+            timer.as_mut().reset(ends);
+        }
     }
 
     /// Judges the stored chain again after a change of bundle; the same bundle needs no second look.
@@ -65,28 +116,68 @@ impl Peer {
     /// # Errors
     /// When the bundle no longer vouches for the peer: the connection must end.
     pub fn still_trusted(&self, credentials: &Credentials) -> Result<(), PeerError> {
-        if credentials.generation() == self.generation {
+        let (generation, chain) = {
+            let standing = self.standing();
+            (standing.generation, Arc::clone(&standing.chain))
+        };
+        if credentials.generation() == generation {
             return Ok(());
         }
-        credentials.reverify(&self.chain, self.purpose)
+        credentials.reverify(&chain, self.purpose)
     }
+
+    /// Whether one of the two ends showed a leaf of another root than the one that vouches for us now: a root is being replaced, and
+    /// the connection should be proven anew before the old one goes.
+    #[must_use]
+    pub fn behind(&self, credentials: &Credentials) -> bool {
+        let own = credentials.anchor_sha256().copied();
+        let [ours, theirs] = self.standing().anchors;
+        let same_domain = self.id.id().trust_domain() == credentials.id().trust_domain();
+        own.is_some() && (ours != own || (same_domain && theirs != own))
+    }
+
+    /// The connection's name, and what proves to be an end of it.
+    #[must_use]
+    pub fn bond(&self) -> &Bond {
+        &self.bond
+    }
+
+    /// Puts the connection on newer leaves. The deadline is never earlier than it was.
+    fn renew(&self, newer: Standing) {
+        let mut standing = self.standing();
+        let (ends, not_after) = (standing.ends.max(newer.ends), standing.not_after.max(newer.not_after));
+        *standing = Standing { ends, not_after, ..newer };
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was accepted.
+#[derive(Debug)]
+pub enum Accepted {
+    /// A link for application connections.
+    Link(Box<Link>, Peer),
+    /// A second connection, by which an open one is to be proven anew.
+    Again(Box<reauth::Asked>),
 }
 
 /// Accepts mutual TLS on a connection whose first bytes were read already.
 ///
 /// # Errors
 /// Any reason why there is no proven peer; its `label()` is bounded.
-pub async fn accept(
-    io: Replay,
-    credentials: &Credentials,
-    limit: Duration,
-) -> Result<(Box<Link>, Peer), HandshakeError> {
+pub async fn accept(io: Replay, credentials: &Credentials, limit: Duration) -> Result<Accepted, HandshakeError> {
     // Boxed: the handshake's state is some kilobytes, and must not live in the task that relays afterwards.
-    let (stream, id) = Box::pin(countersign_credentials::accept(io, credentials, &[ALPN], limit)).await?;
+    let (stream, id) = Box::pin(countersign_credentials::accept(io, credentials, &[ALPN, ALPN_REAUTH], limit)).await?;
+    if stream.get_ref().1.alpn_protocol() == Some(ALPN_REAUTH) {
+        return Ok(Accepted::Again(Box::new(reauth::Asked::new(stream, id, credentials, limit)?)));
+    }
     let (replay, tls) = stream.into_inner();
     let (io, unread) = replay.into_parts();
     debug_assert!(unread.is_empty(), "a handshake reads all of its own hello");
-    finish(io, Connection::Server(tls), id, Purpose::Client, credentials)
+    let (link, peer) = finish(io, Connection::Server(tls), id, Purpose::Client, credentials)?;
+    Ok(Accepted::Link(link, peer))
 }
 
 /// Opens mutual TLS to exactly `expected`.
@@ -111,14 +202,23 @@ fn finish(
     purpose: Purpose,
     credentials: &Credentials,
 ) -> Result<(Box<Link>, Peer), HandshakeError> {
-    let chain = tls.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
     let group = tls.negotiated_key_exchange_group().map_or("none", |g| group_name(g.name()));
     let principal = Principal::parse(id.id().as_str()).map_err(|e| {
         HandshakeError::Tls(rustls::Error::General(format!("verified id {} is no principal: {e}", id.id())))
     })?;
-    let (not_after, clock) = (id.path_not_after().min(credentials.expires_at()), Arc::clone(credentials.clock()));
-    let (ends, generation) = (ends(not_after, clock.now()), credentials.generation());
-    let peer = Peer { principal: Arc::new(principal), ends, group, not_after, clock, chain, purpose, generation, id };
+    let bond = match &tls {
+        Connection::Client(tls) => Bond::of(tls),
+        Connection::Server(tls) => Bond::of(tls),
+    };
+    let peer = Peer {
+        principal: Arc::new(principal),
+        group,
+        clock: Arc::clone(credentials.clock()),
+        purpose,
+        bond: bond.map_err(HandshakeError::Tls)?,
+        standing: Mutex::new(Standing::of(tls.peer_certificates(), &id, credentials)),
+        id,
+    };
     Ok((Box::new(Link::new(io, tls)), peer))
 }
 

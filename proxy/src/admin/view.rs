@@ -10,8 +10,10 @@ use countersign_policy::Modes;
 use serde::Serialize;
 
 use super::Admin;
+use crate::config::probes::{AppProbe, ProbeView};
 use crate::config::{Config, Limits, Pod, Ports};
 use crate::discovery::{DiscoveryView, LinkView};
+use crate::proof::ProofView;
 
 /// `/status`.
 #[derive(Serialize)]
@@ -22,13 +24,14 @@ pub struct StatusView {
     uptime_seconds: u64,
     phase: &'static str,
     ready: bool,
-    checks: [Check; 4],
+    checks: [Check; 5],
     id: String,
     pod: Pod,
     credentials: Option<CredentialsView>,
     ca: CaView,
     controller: LinkView,
     policy: Option<PolicyView>,
+    interception: ProofView,
     open_connections: OpenView,
     plaintext_inside_mesh: Vec<std::sync::Arc<str>>,
     log: String,
@@ -112,6 +115,7 @@ struct ConfigView {
     svid_ttl_seconds: Option<u64>,
     ports: Ports,
     admin_socket: PathBuf,
+    probes: Vec<ProbeView>,
     ready_file: Option<PathBuf>,
     mark: Option<u32>,
     worker_threads: usize,
@@ -155,6 +159,7 @@ pub fn status(admin: &Admin) -> StatusView {
             rules: set.len(),
             modes: set.modes(),
         }),
+        interception: admin.proof.view(),
         open_connections: OpenView { inbound, outbound },
         plaintext_inside_mesh: admin.metrics.plaintext_destinations(),
         log: admin.log.filter(),
@@ -225,6 +230,7 @@ fn config(config: &Config) -> ConfigView {
         svid_ttl_seconds: config.ca.ttl.map(|ttl| ttl.as_secs()),
         ports: config.ports,
         admin_socket: config.admin_socket.clone(),
+        probes: config.probes.iter().map(AppProbe::view).collect(),
         ready_file: config.ready_file.clone(),
         mark: config.mark,
         worker_threads: config.worker_threads,

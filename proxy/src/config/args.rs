@@ -5,6 +5,7 @@
 use clap::{Args, Parser, Subcommand};
 use countersign_api::{env, names};
 
+use crate::drain::command::Drain;
 use crate::intercept::command::Intercept;
 
 /// The sidecar of Countersign: mutual TLS for a pod's connections, decided by identity.
@@ -27,6 +28,8 @@ pub enum Command {
     /// Set, check or remove the pod's redirect rules; needs NET_ADMIN.
     #[command(subcommand)]
     Intercept(Intercept),
+    /// Tell the running proxy that its pod is going away: not ready from now on, serving as before (a preStop hook).
+    Drain(Drain),
     /// Print the version.
     Version,
 }
@@ -89,6 +92,9 @@ pub struct RunArgs {
     /// Port of /livez, /readyz and /metrics.
     #[arg(long, env = env::HEALTH_PORT, default_value = "15020", value_name = "PORT")]
     pub health_port: String,
+    /// The app's own probes, which the sidecar asks in the kubelet's place: JSON, as the injector writes it.
+    #[arg(long, env = env::PROBES, value_name = "JSON", hide_env_values = true)]
+    pub probes: Option<String>,
     /// Path of the admin socket.
     #[arg(
         long,

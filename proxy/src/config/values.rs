@@ -43,7 +43,7 @@ pub fn port(value: &str) -> Result<u16, String> {
 }
 
 /// `250ms`, `10s`, `5m`, `1h`.
-fn time(value: &str) -> Result<Duration, String> {
+pub fn time(value: &str) -> Result<Duration, String> {
     let bad = || format!("{} is not a time such as 250ms, 10s, 5m or 1h", quoted(value));
     let digits = value.len() - value.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = value.split_at(digits);

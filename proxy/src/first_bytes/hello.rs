@@ -2,7 +2,7 @@
 //! (RFC 8446 section 4.1.2, ALPN: RFC 7301). It must never be trusted for more than which road to take: rustls
 //! parses the same bytes again.
 
-use countersign_api::names::ALPN;
+use countersign_api::names::{ALPN, ALPN_REAUTH};
 
 /// Most bytes looked at: one TLS record, header and body (RFC 8446 section 5.1).
 pub const MAX_RECORD: usize = HEADER + (1 << 14);
@@ -70,7 +70,7 @@ fn offers_ours(record: &[u8]) -> Option<bool> {
         let mut data = Reader(data);
         let mut names = Reader(data.vector(2)?);
         while !names.0.is_empty() {
-            if names.vector(1)? == ALPN {
+            if [ALPN, ALPN_REAUTH].contains(&names.vector(1)?) {
                 return Some(true);
             }
         }

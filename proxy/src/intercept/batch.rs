@@ -4,10 +4,8 @@
 
 use super::expression::Expression;
 use super::netlink::{ACK, APPEND, CREATE, DUMP, REQUEST, Writer};
-use super::ruleset::{Chain, Rule, TABLE};
+use super::ruleset::{Chain, Family, Rule, TABLE};
 
-/// NFPROTO_INET: IPv4 and IPv6.
-pub(super) const INET: u8 = 1;
 /// NFNL_SUBSYS_NFTABLES
 const NF_TABLES: u16 = 10;
 
@@ -45,7 +43,7 @@ pub(super) enum Step {
 }
 
 /// Replaces whatever table of ours there is.
-pub(super) fn install(chains: &[Chain]) -> Batch {
+pub(super) fn install(family: Family, chains: &[Chain]) -> Batch {
     let mut steps =
         vec![(NEW_TABLE, CREATE, Step::Table), (DELETE_TABLE, 0, Step::Table), (NEW_TABLE, CREATE, Step::Table)];
     steps.extend(chains.iter().map(|chain| (NEW_CHAIN, CREATE, Step::Chain(chain.name.clone()))));
@@ -53,7 +51,7 @@ pub(super) fn install(chains: &[Chain]) -> Batch {
     steps.extend(rules.map(|rule| (NEW_RULE, CREATE | APPEND, Step::Rule(rule.clone()))));
     let mut parents = chains.iter().flat_map(|chain| chain.rules.iter().map(|_| chain.name.as_str()));
     let mut bodies = chains.iter();
-    batch(steps, |writer, step| match step {
+    batch(family, steps, |writer, step| match step {
         Step::Table => writer.text(TABLE_NAME, TABLE),
         Step::Chain(_) => bodies.next().into_iter().for_each(|chain| write_chain(writer, chain)),
         Step::Rule(rule) => parents.next().into_iter().for_each(|chain| write_rule(writer, chain, rule)),
@@ -61,20 +59,20 @@ pub(super) fn install(chains: &[Chain]) -> Batch {
 }
 
 /// Removes our table; no error where there is none.
-pub(super) fn remove() -> Batch {
+pub(super) fn remove(family: Family) -> Batch {
     let steps = vec![(NEW_TABLE, CREATE, Step::Table), (DELETE_TABLE, 0, Step::Table)];
-    batch(steps, |writer, _| writer.text(TABLE_NAME, TABLE))
+    batch(family, steps, |writer, _| writer.text(TABLE_NAME, TABLE))
 }
 
 /// Message N has sequence number N; only the last asks for an answer: errors come without asking, and hundreds of answers
 /// would not fit in the socket's buffer.
-fn batch(messages: Vec<(u16, u16, Step)>, mut body: impl FnMut(&mut Writer, &Step)) -> Batch {
+fn batch(family: Family, messages: Vec<(u16, u16, Step)>, mut body: impl FnMut(&mut Writer, &Step)) -> Batch {
     let mut writer = Writer::default();
     writer.message(BEGIN, REQUEST, 0, (0, NF_TABLES), |_| {});
     let last = messages.len();
     for ((kind, flags, step), number) in messages.iter().zip(1_u32..) {
         let ack = if number as usize == last { ACK } else { 0 };
-        writer.message(*kind, REQUEST | flags | ack, number, (INET, 0), |writer| body(writer, step));
+        writer.message(*kind, REQUEST | flags | ack, number, (family.number(), 0), |writer| body(writer, step));
     }
     writer.message(END, REQUEST, u32::try_from(last + 1).unwrap_or(u32::MAX), (0, NF_TABLES), |_| {});
     let mut steps = vec![Step::Table];
@@ -102,10 +100,10 @@ fn write_rule(w: &mut Writer, chain: &str, rule: &Rule) {
 }
 
 /// The three questions that together read our table back: tables, chains, rules.
-pub(super) fn questions() -> [Vec<u8>; 3] {
+pub(super) fn questions(family: Family) -> [Vec<u8>; 3] {
     [GET_TABLE, GET_CHAIN, GET_RULE].map(|kind| {
         let mut writer = Writer::default();
-        writer.message(kind, REQUEST | DUMP, 1, (INET, 0), |writer| {
+        writer.message(kind, REQUEST | DUMP, 1, (family.number(), 0), |writer| {
             if kind == GET_RULE {
                 writer.text(TABLE_NAME, TABLE);
             }

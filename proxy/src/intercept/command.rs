@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use countersign_api::{env, ports};
 use ipnet::IpNet;
 
-use super::{Difference, InterceptError, Rules, check, install, remove};
+use super::{Difference, Family, InterceptError, Rules, check, install, remove};
 
 /// Exit code: the rules in force are not these.
 const DIFFERENT: u8 = 1;
@@ -58,6 +58,7 @@ pub struct RulesArgs {
 impl From<RulesArgs> for Rules {
     fn from(args: RulesArgs) -> Self {
         Self {
+            family: Family::of_this_kernel(),
             inbound_port: args.inbound_port,
             outbound_port: args.outbound_port,
             health_port: args.health_port,

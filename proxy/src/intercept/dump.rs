@@ -4,10 +4,10 @@
 
 use std::fmt;
 
-use super::batch::{INET, TABLE_NAME};
+use super::batch::TABLE_NAME;
 use super::expression::Expression;
 use super::netlink::{Attributes, Message};
-use super::ruleset::{Chain, Rule, TABLE};
+use super::ruleset::{Chain, Family, Rule, TABLE};
 
 /// NFT_TABLE_F_DORMANT
 const DORMANT: u32 = 1;
@@ -16,9 +16,9 @@ const DORMANT: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Difference {
     /// The table is not there.
-    NoTable,
+    NoTable(Family),
     /// The table is there but switched off.
-    Dormant,
+    Dormant(Family),
     /// A chain is not there.
     NoChain(String),
     /// A chain is there that should not be.
@@ -46,23 +46,29 @@ pub enum Difference {
 }
 
 /// Our table as it is in the kernel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Found {
+    family: Family,
     table: Option<u32>,
     chains: Vec<Chain>,
 }
 
 impl Found {
+    /// Nothing yet.
+    pub(super) fn new(family: Family) -> Self {
+        Self { family, table: None, chains: Vec::new() }
+    }
+
     /// Takes an answer to the first question.
     pub(super) fn add_table(&mut self, message: &Message<'_>) {
-        if ours(message, TABLE_NAME) {
+        if self.ours(message) {
             self.table = Some(message.attributes().number(2).unwrap_or(0)); // NFTA_TABLE_FLAGS
         }
     }
 
     /// Takes an answer to the second.
     pub(super) fn add_chain(&mut self, message: &Message<'_>) {
-        if !ours(message, TABLE_NAME) {
+        if !self.ours(message) {
             return;
         }
         let attributes = message.attributes();
@@ -79,7 +85,7 @@ impl Found {
 
     /// Takes an answer to the third; they come in order.
     pub(super) fn add_rule(&mut self, message: &Message<'_>) {
-        if !ours(message, TABLE_NAME) {
+        if !self.ours(message) {
             return;
         }
         let attributes = message.attributes();
@@ -93,10 +99,10 @@ impl Found {
 
     /// Every way in which it is not what is wanted; none = it is.
     pub(super) fn compare(&self, wanted: &[Chain]) -> Vec<Difference> {
-        let Some(flags) = self.table else { return vec![Difference::NoTable] };
+        let Some(flags) = self.table else { return vec![Difference::NoTable(self.family)] };
         let mut differences = Vec::new();
         if flags & DORMANT != 0 {
-            differences.push(Difference::Dormant);
+            differences.push(Difference::Dormant(self.family));
         }
         for chain in wanted {
             match self.chains.iter().find(|found| found.name == chain.name) {
@@ -108,11 +114,12 @@ impl Found {
         differences.extend(foreign.map(|found| Difference::ForeignChain(found.name.clone())));
         differences
     }
-}
 
-/// The kernel lists what is there of every family and table.
-fn ours(message: &Message<'_>, name: u16) -> bool {
-    message.family() == Some(INET) && Attributes::text(message.attributes(), name) == Some(TABLE)
+    /// The kernel lists what is there of every family and table.
+    fn ours(&self, message: &Message<'_>) -> bool {
+        message.family() == Some(self.family.number())
+            && Attributes::text(message.attributes(), TABLE_NAME) == Some(TABLE)
+    }
 }
 
 fn compare_chain(wanted: &Chain, found: &Chain, differences: &mut Vec<Difference>) {
@@ -139,8 +146,8 @@ fn compare_chain(wanted: &Chain, found: &Chain, differences: &mut Vec<Difference
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoTable => write!(f, "table inet {TABLE} is not there"),
-            Self::Dormant => write!(f, "table inet {TABLE} is switched off (dormant)"),
+            Self::NoTable(family) => write!(f, "table {} {TABLE} is not there", family.word()),
+            Self::Dormant(family) => write!(f, "table {} {TABLE} is switched off (dormant)", family.word()),
             Self::NoChain(chain) => write!(f, "chain {chain} is not there"),
             Self::ForeignChain(chain) => write!(f, "chain {chain} is not ours"),
             Self::Hook { chain, wanted, found } => write!(f, "chain {chain}: wanted `{wanted}`, found `{found}`"),

@@ -6,6 +6,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use countersign_api::ports;
+
 /// This pod's addresses and this proxy's ports.
 #[derive(Clone, Debug)]
 pub struct Own {
@@ -59,6 +61,13 @@ impl Own {
     #[must_use]
     pub fn is_own(&self, ip: IpAddr) -> bool {
         self.addresses.contains(&ip.to_canonical())
+    }
+
+    /// Whether it names the port on which nobody listens, at an address of this pod: reached only by a redirect, and answered by
+    /// the proxy itself (`proof`). The one exception to the guards below.
+    #[must_use]
+    pub fn is_self_proof(&self, named: SocketAddr) -> bool {
+        named.port() == ports::SELF_PROOF && self.is_own(named.ip())
     }
 
     /// Judges where an inbound connection was going.
@@ -143,6 +152,21 @@ mod tests {
             let named = SocketAddr::new("10.77.0.2".parse().unwrap(), port);
             assert!(matches!(own().inbound(named), Err(BadDestination::OwnPort(_))), "{port}");
             assert!(matches!(own().outbound(named), Err(BadDestination::OwnPort(_))), "{port}");
+        }
+    }
+
+    #[test]
+    fn only_an_own_address_proves_a_redirect() {
+        for (address, proves) in [
+            ("10.77.0.2:15021", true),
+            ("[fd77::2]:15021", true),
+            ("[::ffff:10.77.0.2]:15021", true),
+            ("10.77.0.3:15021", false),
+            ("127.0.0.1:15021", false),
+            ("[::1]:15021", false),
+            ("10.77.0.2:15020", false),
+        ] {
+            assert_eq!(own().is_self_proof(at(address)), proves, "{address}");
         }
     }
 

@@ -19,7 +19,7 @@ use batch::{Batch, Step};
 use socket::{Socket, SocketError};
 
 pub use dump::Difference;
-pub use ruleset::{BadRules, MAX_SKIPPED, Rules};
+pub use ruleset::{BadRules, Family, MAX_SKIPPED, Rules};
 
 /// Why rules could not be set or read. Nothing was changed then.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,7 @@ pub enum InterceptError {
 /// See [`InterceptError`]; what was in force stays in force.
 pub fn install(rules: &Rules) -> Result<(), InterceptError> {
     rules.judge()?;
-    transact(&batch::install(&rules.chains()))
+    transact(&batch::install(rules.family, &rules.chains()), rules.family)
 }
 
 /// Takes our rules away; no error where there are none.
@@ -74,7 +74,8 @@ pub fn install(rules: &Rules) -> Result<(), InterceptError> {
 /// # Errors
 /// See [`InterceptError`].
 pub fn remove() -> Result<(), InterceptError> {
-    transact(&batch::remove())
+    let family = Family::of_this_kernel();
+    transact(&batch::remove(family), family)
 }
 
 /// Reads our rules back and tells every way in which they are not these; none = they are in force as asked. Rules of
@@ -84,23 +85,24 @@ pub fn remove() -> Result<(), InterceptError> {
 /// If they cannot be read.
 pub fn check(rules: &Rules) -> Result<Vec<Difference>, InterceptError> {
     rules.judge()?;
-    let found = Socket::open().and_then(|socket| socket.read()).map_err(|error| explain(error, &[]))?;
+    let family = rules.family;
+    let found = Socket::open().and_then(|socket| socket.read(family)).map_err(|error| explain(error, &[], family))?;
     Ok(found.compare(&rules.chains()))
 }
 
-fn transact(batch: &Batch) -> Result<(), InterceptError> {
-    Socket::open().and_then(|socket| socket.transact(batch)).map_err(|error| explain(error, &batch.steps))
+fn transact(batch: &Batch, family: Family) -> Result<(), InterceptError> {
+    Socket::open().and_then(|socket| socket.transact(batch)).map_err(|error| explain(error, &batch.steps, family))
 }
 
 /// What it means, and what to do.
-fn explain(error: SocketError, steps: &[Step]) -> InterceptError {
+fn explain(error: SocketError, steps: &[Step], family: Family) -> InterceptError {
     let (number, errno) = match error {
         SocketError::Broken(error) => return explain_broken(error),
         SocketError::Refused(number, errno) => (number, errno),
     };
     let step = steps.get(number).unwrap_or(&Step::Table);
     let what = match step {
-        Step::Table => format!("table inet {}", ruleset::TABLE),
+        Step::Table => format!("table {} {}", family.word(), ruleset::TABLE),
         Step::Chain(name) => format!("chain {name}"),
         Step::Rule(rule) => rule.to_string(),
     };
@@ -114,6 +116,7 @@ fn explain(error: SocketError, steps: &[Step]) -> InterceptError {
         (Errno::NOENT | Errno::OPNOTSUPP, Step::Rule(rule)) => {
             let module =
                 match rule.expressions.iter().map(|expression| expression.name()).find(|name| MODULES.contains(name)) {
+                    Some("fib") if family == Family::V4 => "nft_fib_ipv4".into(),
                     Some("fib") => "nft_fib_inet".into(),
                     Some(name) => format!("nft_{name}"),
                     None => "nf_tables".into(),
@@ -141,6 +144,7 @@ mod tests {
 
     fn rules() -> Rules {
         Rules {
+            family: Family::Both,
             inbound_port: 15006,
             outbound_port: 15001,
             health_port: 15020,
@@ -154,8 +158,8 @@ mod tests {
 
     #[test]
     fn errors_name_what_to_do() {
-        let steps = batch::install(&rules().chains()).steps;
-        let say = |number, errno| explain(SocketError::Refused(number, errno), &steps).to_string();
+        let steps = batch::install(Family::Both, &rules().chains()).steps;
+        let say = |number, errno| explain(SocketError::Refused(number, errno), &steps, Family::Both).to_string();
         assert!(say(0, Errno::PERM).contains("NET_ADMIN"));
         assert!(say(0, Errno::OPNOTSUPP).contains("modprobe nf_tables"));
         assert!(say(4, Errno::NOENT).contains("`chain prerouting`") && say(4, Errno::NOENT).contains("nft_chain_nat"));
@@ -166,7 +170,7 @@ mod tests {
         assert!(say(step("redirect"), Errno::NOENT).contains("modprobe nft_redir"));
         assert!(say(step("invalid"), Errno::NOENT).contains("modprobe nft_ct"));
         assert!(say(step("skuid"), Errno::NOMEM).contains("`meta skuid 1337 return`"));
-        let broken = explain(SocketError::Broken(Errno::PROTONOSUPPORT.into()), &steps).to_string();
+        let broken = explain(SocketError::Broken(Errno::PROTONOSUPPORT.into()), &steps, Family::Both).to_string();
         assert!(broken.contains("modprobe nf_tables"), "{broken}");
     }
 }

@@ -6,7 +6,10 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use countersign_api::ports;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, socket};
 
 use super::expression::{Expression, Header, Meta};
 
@@ -30,9 +33,47 @@ const LOCAL: u32 = 2;
 /// NF_CT_STATE_INVALID_BIT
 const INVALID: u32 = 1;
 
+/// For which versions of IP there are rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 and IPv6, in one table.
+    Both,
+    /// IPv4 alone, where the kernel knows no other: a kernel that was built without IPv6 has no tables for both.
+    V4,
+}
+
+impl Family {
+    /// Asked of the kernel by opening a socket: where none of IPv6 can be had, nothing of IPv6 can pass by.
+    #[must_use]
+    pub fn of_this_kernel() -> Self {
+        match socket(AddressFamily::INET6, SocketType::STREAM, None) {
+            Err(Errno::AFNOSUPPORT) => Self::V4,
+            _ => Self::Both,
+        }
+    }
+
+    /// NFPROTO_INET, NFPROTO_IPV4
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::Both => 1,
+            Self::V4 => NFPROTO_IPV4,
+        }
+    }
+
+    /// As `nft` calls it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Both => "inet",
+            Self::V4 => "ip",
+        }
+    }
+}
+
 /// What is redirected, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
+    /// For which versions of IP.
+    pub family: Family,
     /// Port of the inbound listener.
     pub inbound_port: u16,
     /// Port of the outbound listener.
@@ -63,6 +104,12 @@ pub enum BadRules {
     /// Ports of the proxy that are zero or not different.
     #[error("the ports for inbound, outbound and health must be three different ones, and none of them 0")]
     Ports,
+    /// The inbound self-proof would prove nothing.
+    #[error(
+        "port {} cannot be skipped: readiness is asked there, and only the inbound redirect may answer",
+        ports::SELF_PROOF
+    )]
+    SelfProof,
     /// More than [`MAX_SKIPPED`].
     #[error("more than {MAX_SKIPPED} {0} to skip")]
     TooMany(&'static str),
@@ -118,6 +165,9 @@ impl Rules {
             (_, Some(0)) => return Err(BadRules::Everybody("mark")),
             _ => {}
         }
+        if self.skip_inbound_ports.contains(&ports::SELF_PROOF) {
+            return Err(BadRules::SelfProof);
+        }
         let lists = [
             ("inbound ports", self.skip_inbound_ports.len()),
             ("outbound ports", self.skip_outbound_ports.len()),
@@ -152,9 +202,10 @@ impl Rules {
     }
 
     /// What the app sends, but for loopback: to the outbound listener. The pod's own address too, although that is
-    /// routed over loopback: the proxy decides it with the pod's own identity.
+    /// routed over loopback: the proxy decides it with the pod's own identity. The self-proof's destination stands first: there
+    /// the proxy's own traffic is redirected, too, and it must find itself.
     fn output(&self) -> Chain {
-        let mut rules = vec![only_tcp()];
+        let mut rules = vec![only_tcp(), self_proof(self.outbound_port)];
         if let Some(uid) = self.exempt_uid {
             rules.push(exempt("skuid", Meta::SocketUid, uid));
         }
@@ -162,7 +213,9 @@ impl Rules {
             rules.push(exempt("mark", Meta::Mark, mark));
         }
         rules.extend(self.skip_outbound_ports.iter().map(|port| skip_port(*port)));
-        rules.extend(LOOPBACKS.iter().chain(&self.skip_outbound_cidrs).map(|network| skip_network(*network)));
+        let networks = LOOPBACKS.iter().chain(&self.skip_outbound_cidrs);
+        let networks = networks.filter(|network| self.family == Family::Both || network.addr().is_ipv4());
+        rules.extend(networks.map(|network| skip_network(*network, self.family)));
         rules.push(redirect(self.outbound_port));
         Chain::new("output", "nat", 3, -100, rules)
     }
@@ -232,7 +285,7 @@ fn skip_port(port: u16) -> Rule {
     Rule::new(format!("tcp dport {port} return"), expressions).returns()
 }
 
-fn skip_network(network: IpNet) -> Rule {
+fn skip_network(network: IpNet, of: Family) -> Rule {
     let network = network.trunc();
     let (word, family, offset) = match network {
         IpNet::V4(_) => ("ip", NFPROTO_IPV4, 16),
@@ -240,11 +293,11 @@ fn skip_network(network: IpNet) -> Rule {
     };
     let (address, mask) = (octets(network.network()), octets(network.netmask()));
     let length = u32::try_from(address.len()).unwrap_or_default();
-    let mut expressions = vec![
-        Expression::Meta(Meta::Family),
-        Expression::Equal(vec![family]),
-        Expression::Payload { header: Header::Network, offset, length },
-    ];
+    let mut expressions = Vec::new();
+    if of == Family::Both {
+        expressions.extend([Expression::Meta(Meta::Family), Expression::Equal(vec![family])]);
+    }
+    expressions.push(Expression::Payload { header: Header::Network, offset, length });
     if network.prefix_len() < network.max_prefix_len() {
         expressions.push(Expression::Mask(mask));
     }
@@ -257,6 +310,21 @@ fn octets(address: IpAddr) -> Vec<u8> {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
     }
+}
+
+/// The port on which nobody listens, at whatever address of the pod: it needs no route, never leaves the pod, and no real
+/// destination is lost by it (docs/decisions/0009).
+fn self_proof(port: u16) -> Rule {
+    let mut expressions = tcp().to_vec();
+    expressions.extend([
+        Expression::Payload { header: Header::Transport, offset: 2, length: 2 },
+        Expression::Equal(ports::SELF_PROOF.to_be_bytes().to_vec()),
+        Expression::FibDestinationType,
+        Expression::Equal(LOCAL.to_ne_bytes().to_vec()),
+        Expression::Port(port),
+    ]);
+    let text = format!("tcp dport {} fib daddr type local redirect to :{port}", ports::SELF_PROOF);
+    Rule::new(text, expressions).and(Expression::Redirect)
 }
 
 /// The kernel takes a port to redirect to only from a register, and only behind a match on the protocol.
@@ -276,6 +344,7 @@ mod tests {
 
     fn rules() -> Rules {
         Rules {
+            family: Family::Both,
             inbound_port: 15006,
             outbound_port: 15001,
             health_port: 15020,
@@ -310,6 +379,28 @@ mod tests {
     }
 
     #[test]
+    fn the_port_of_the_self_proof_cannot_be_skipped() {
+        let skipped = Rules { skip_inbound_ports: vec![22, 15021], ..rules() };
+        assert_eq!(skipped.judge(), Err(BadRules::SelfProof));
+    }
+
+    #[test]
+    fn without_ipv6_no_rule_speaks_of_it() {
+        let v4 = Rules {
+            family: Family::V4,
+            skip_outbound_cidrs: vec!["fd00::/8".parse().unwrap(), "10.0.0.0/8".parse().unwrap()],
+            ..rules()
+        };
+        let rules: Vec<_> = v4.chains().into_iter().flat_map(|chain| chain.rules).collect();
+        assert!(
+            rules
+                .iter()
+                .all(|rule| !rule.text.contains("ip6") && !rule.expressions.contains(&Expression::Meta(Meta::Family)))
+        );
+        assert!(rules.iter().any(|rule| rule.text == "ip daddr 10.0.0.0/8 return"));
+    }
+
+    #[test]
     fn each_skipped_thing_is_a_rule_of_its_own_before_the_redirect() {
         let rules = Rules {
             skip_inbound_ports: vec![22],
@@ -332,6 +423,7 @@ mod tests {
             texts[1],
             [
                 "meta l4proto != tcp return",
+                "tcp dport 15021 fib daddr type local redirect to :15001",
                 "meta skuid 1337 return",
                 "meta mark 7 return",
                 "tcp dport 25 return",

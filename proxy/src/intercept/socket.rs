@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use super::batch::{Batch, questions};
 use super::dump::Found;
 use super::netlink::{DONE, DUMP_INTERRUPTED, ERROR, Message, messages};
+use super::ruleset::Family;
 
 /// The kernel answers at once, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -81,12 +82,12 @@ impl Socket {
     }
 
     /// Reads our table.
-    pub(super) fn read(&self) -> Result<Found, SocketError> {
+    pub(super) fn read(&self, family: Family) -> Result<Found, SocketError> {
         for _ in 0..TRIES {
-            let mut found = Found::default();
+            let mut found = Found::new(family);
             let takers = [Found::add_table, Found::add_chain, Found::add_rule];
             let mut whole = true;
-            for (question, take) in questions().iter().zip(takers) {
+            for (question, take) in questions(family).iter().zip(takers) {
                 whole &= self.ask(question, |message| take(&mut found, message))?;
             }
             if whole {

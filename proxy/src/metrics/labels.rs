@@ -35,6 +35,13 @@ pub struct Way {
     pub direction: &'static str,
 }
 
+/// What came of something in one direction.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Attempt {
+    pub direction: &'static str,
+    pub result: &'static str,
+}
+
 /// A decision.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Authz {

@@ -1,7 +1,5 @@
 use super::*;
-use crate::first_bytes::Replay;
-use crate::testing::{TestCa, tcp_pair};
-use crate::tls;
+use crate::testing::{TestCa, links_between, tcp_pair};
 use crate::wire::frame::Took;
 use countersign_credentials::{Clock, SharedClock};
 use rustls::pki_types::UnixTime;
@@ -43,14 +41,10 @@ impl Case {
         let ca = TestCa::new("cluster.local");
         let clock = || Arc::clone(&self.clock) as SharedClock;
         let [frontend, backend] = ["frontend", "backend"].map(|name| ca.credentials_by(name, self.life, clock()));
-        let (dialled, accepted) = tcp_pair().await;
         let limit = Duration::from_secs(10);
-        let (client, server) = tokio::join!(
-            tls::connect(dialled, &frontend, backend.id(), limit),
-            tls::accept(Replay::new(Vec::new(), accepted), &backend, limit)
-        );
-        let (mut link, peer) = client.unwrap();
-        self.servers.push(*server.unwrap().0);
+        let (client, server) = links_between(tcp_pair().await, &frontend, &backend, limit).await;
+        let (mut link, peer) = client;
+        self.servers.push(*server.0);
         // Past what the handshake left, so that it stands between two application connections.
         std::future::poll_fn(|cx| {
             assert!(link.poll_events(cx, &mut |_| Ok(Took::All)).is_pending());

@@ -1,7 +1,7 @@
 //! What is in force is what was asked for, as `nft` reads it.
 
 use countersign_kit::{Inside, Namespace, Net};
-use countersign_proxy::intercept::{Difference, MAX_SKIPPED, Rules, check, install, remove};
+use countersign_proxy::intercept::{Difference, Family, MAX_SKIPPED, Rules, check, install, remove};
 use serde_json::Value;
 
 use crate::Promise;
@@ -13,9 +13,11 @@ pub const PROMISES: &[Promise] = &[
     ("install_replaces_ours_whole_and_leaves_others_alone", install_replaces_ours_whole_and_leaves_others_alone),
     ("remove_takes_ours_only_and_may_be_repeated", remove_takes_ours_only_and_may_be_repeated),
     ("check_tells_every_difference", check_tells_every_difference),
+    ("where_there_is_no_ipv6_a_table_of_ipv4_does_the_same", where_there_is_no_ipv6_a_table_of_ipv4_does_the_same),
     ("the_longest_lists_fit_in_one_batch", the_longest_lists_fit_in_one_batch),
     ("the_command_tells_by_its_exit_code", the_command_tells_by_its_exit_code),
     ("without_net_admin_it_says_what_is_missing_and_changes_nothing", without_net_admin_it_says_what_is_missing),
+    ("net_admin_alone_is_enough_on_a_read_only_disk_and_again_after_a_restart", net_admin_alone_is_enough),
 ];
 
 fn listing(place: &Namespace) -> Vec<String> {
@@ -41,6 +43,7 @@ fn nft_lists_exactly_the_rules_asked_for(inside: Inside) {
             "chain output {",
             "type nat hook output priority -100; policy accept;",
             "meta l4proto != tcp return",
+            "tcp dport 15021 fib daddr type local redirect to :15001",
             "meta skuid 1337 return",
             "meta mark 0x00000539 return",
             "ip daddr 127.0.0.0/8 return",
@@ -122,7 +125,7 @@ fn remove_takes_ours_only_and_may_be_repeated(inside: Inside) {
         net.link().inside(remove).unwrap();
         assert_eq!(listing(net.link()), ["table inet other {"]);
     }
-    assert_eq!(net.link().inside(|| check(&by_mark())).unwrap(), [Difference::NoTable]);
+    assert_eq!(net.link().inside(|| check(&by_mark())).unwrap(), [Difference::NoTable(Family::Both)]);
 }
 
 fn check_tells_every_difference(inside: Inside) {
@@ -140,8 +143,8 @@ fn check_tells_every_difference(inside: Inside) {
     );
     assert_eq!(differences("add chain inet countersign more"), ["chain more is not ours"]);
     let lost = differences("flush chain inet countersign output");
-    assert_eq!(lost.len(), 5, "{lost:#?}");
-    assert_eq!(lost[4], "chain output, rule 5: wanted `meta l4proto tcp redirect to :15001`, found none");
+    assert_eq!(lost.len(), 6, "{lost:#?}");
+    assert_eq!(lost[5], "chain output, rule 6: wanted `meta l4proto tcp redirect to :15001`, found none");
     assert_eq!(
         differences("flush chain inet countersign output; delete chain inet countersign output"),
         ["chain output is not there"]
@@ -160,6 +163,42 @@ fn check_tells_every_difference(inside: Inside) {
         differences("flush chain inet countersign strays; add rule inet countersign strays meta l4proto != tcp return; add rule inet countersign strays iifname \"lo*\" return; add rule inet countersign strays ct state invalid drop").len(),
         1
     );
+}
+
+fn where_there_is_no_ipv6_a_table_of_ipv4_does_the_same(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let networks = ["10.1.0.0/16", "fd00::/8"].map(|cidr| cidr.parse().unwrap()).to_vec();
+    let rules = Rules { family: Family::V4, skip_outbound_cidrs: networks, ..by_mark() };
+    for _ in 0..2 {
+        net.link().inside(|| install(&rules)).unwrap();
+    }
+    assert_eq!(net.link().inside(|| check(&rules)).unwrap(), []);
+    let lines = listing(net.link());
+    assert_eq!(lines[0], "table ip countersign {");
+    for expected in ["fib daddr type != local return", "ip daddr 10.1.0.0/16 return", "ct state invalid drop"] {
+        assert!(lines.iter().any(|line| line == expected), "{expected} in {lines:#?}");
+    }
+    assert!(!lines.iter().any(|line| line.contains("ip6")), "{lines:#?}");
+    let wanted = net.link().inside(|| check(&by_mark())).unwrap();
+    assert_eq!(wanted, [Difference::NoTable(Family::Both)], "one table is not taken for the other");
+}
+
+/// As the injected init container runs: root, one capability, nothing to write to; and again when the pod's containers start anew.
+fn net_admin_alone_is_enough(inside: Inside) {
+    let net = Net::new(inside).unwrap();
+    let script = format!(
+        "mount -o remount,ro,bind / && ! touch /countersign-written 2>/dev/null && \
+         exec setpriv --bounding-set=-all,+net_admin --inh-caps=-all --no-new-privs {PROGRAM} intercept install"
+    );
+    let mut once = Vec::new();
+    for _ in 0..2 {
+        let unshared = ["--mount", "--propagation", "private", "sh", "-c", &script];
+        net.link().command("unshare").args(unshared).succeed().unwrap();
+        let now = listing(net.link());
+        assert!(now.contains(&"meta l4proto tcp redirect to :15006".to_owned()), "{now:#?}");
+        assert!(once.is_empty() || once == now, "{now:#?}");
+        once = now;
+    }
 }
 
 fn the_longest_lists_fit_in_one_batch(inside: Inside) {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use countersign_kit::{Inside, Namespace, Net, Pod, PodSpec};
-use countersign_proxy::intercept::{Rules, install};
+use countersign_proxy::intercept::{Family, Rules, install};
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// For what must happen.
@@ -37,6 +37,7 @@ impl Stage {
 /// The proxy's own traffic is known by its mark: that works with one user, too.
 pub fn by_mark() -> Rules {
     Rules {
+        family: Family::Both,
         inbound_port: 15006,
         outbound_port: 15001,
         health_port: 15020,

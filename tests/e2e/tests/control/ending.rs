@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use countersign_api::ports;
 use countersign_kit::Inside;
-use countersign_kit::mesh::MeshPod;
+use countersign_kit::mesh::{MeshPod, binary};
 use nix::sys::signal::Signal;
 
 use crate::stage::{SOON, Stage, admin, http, listeners_closed, signal};
@@ -83,5 +83,35 @@ pub fn second_signal(inside: &Inside) -> Result<()> {
     ensure!(status.code() == Some(FORCED), "{status}");
     let line = account(&stage.client, open.local)?;
     ensure!(line["result"] == "drain_forced", "{line}");
+    Ok(())
+}
+
+/// As a preStop hook runs it, in an image that holds nothing else.
+pub fn drain_command(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    let server = &stage.server;
+    let socket = server.admin_socket().display().to_string();
+    let run = |more: &[&str]| -> Result<(Option<i32>, String)> {
+        let command = server.command(binary("countersign-proxy")?).args(["drain", "--admin-socket", &socket]);
+        let done = command.args(more.iter().copied()).finish()?;
+        Ok((done.status.code(), done.errors()))
+    };
+    let mut open = Talk::open(&stage.client, stage.address())?;
+    ensure!(run(&["--wait", "soon"])?.0 == Some(2));
+    ensure!(is_ready(&stage)?, "a bad setting told the proxy");
+    let began = Instant::now();
+    ensure!(run(&[])? == (Some(0), String::new()));
+    ensure!(began.elapsed() < SOON && !is_ready(&stage)?);
+    open.say("still here\n")?;
+    exchange(&stage.client, stage.address()).context("new, withdrawn")?;
+    let (code, said) = run(&["--wait", "300ms"])?;
+    ensure!(code == Some(3) && said.contains("still open"), "{code:?} {said}");
+    open.finish()?;
+    let (code, said) = run(&["--wait", "1m"])?;
+    ensure!(code == Some(0), "{code:?} {said}");
+    signal(server, Signal::SIGTERM)?;
+    ensure!(exit(server)?.code() == Some(0));
+    let (code, said) = run(&[])?;
+    ensure!(code == Some(1) && said.contains(&socket), "{code:?} {said}");
     Ok(())
 }

@@ -16,6 +16,8 @@ mod modes;
 mod observe;
 mod openmetrics;
 mod pool;
+mod probes;
+mod proof;
 mod rules;
 mod stage;
 mod talk;
@@ -63,6 +65,12 @@ const TESTS: &[(&str, Test)] = &[
     ("installing_the_redirect_twice_is_installing_it_once", intercept::twice),
     ("a_lost_redirect_rule_is_named_and_mended_under_traffic", intercept::lost_rule),
     ("a_removed_redirect_leaves_nothing", intercept::removed),
+    ("readiness_on_15021_is_answered_only_through_the_redirect", proof::answered),
+    ("the_app_is_held_back_until_the_redirect_is_there", proof::held_back),
+    ("a_lost_outbound_redirect_is_noticed_within_seconds", proof::lost_outbound),
+    ("a_lost_inbound_redirect_is_noticed_within_seconds", proof::lost_inbound),
+    ("probes_tell_the_apps_health_under_strict", probes::apps_health),
+    ("the_drain_command_withdraws_and_waits_only_where_asked", ending::drain_command),
     ("the_judge_of_openmetrics_refuses_what_is_none", openmetrics::judged),
     ("every_process_tells_its_metrics_in_openmetrics", observe::metrics),
     ("the_access_log_tells_both_identities_rule_revision_and_group", observe::access_log),
