@@ -20,14 +20,18 @@ use crate::clock::SharedClock;
 use crate::dial::{DialError, dial_host};
 use crate::handshake::{HandshakeError, connect, connect_anonymous};
 use crate::lived::{Life, Lived};
+use crate::window::connection_window;
 
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 const PING_EACH: Duration = Duration::from_secs(20);
 const PING_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes in flight to us: a stream, a connection. A rule set or a bundle is far smaller.
+/// Bytes in flight to us of one stream, and so the most that waits for us to read it.
 const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 512 * 1024;
+/// The smallest message of a stream that comes to us, with its gRPC header: nobody is at an IPv4 address.
+const SMALLEST: u32 = 17;
+/// Never reached by our one stream; small answers that wait while rules are compiled must not end the connection.
+const CONNECTION_WINDOW: u32 = connection_window(STREAM_WINDOW, SMALLEST);
 const HEADER_LIST: u32 = 16 * 1024;
 /// Requests waiting in the channel, and under way.
 const WAITING: usize = 64;
@@ -177,5 +181,6 @@ impl ChannelSettings {
 fn shown(stream: &TlsStream<TcpStream>) -> Vec<CertificateDer<'static>> {
     stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec()
 }
+
 #[cfg(test)]
 mod tests;

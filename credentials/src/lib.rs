@@ -4,7 +4,7 @@
 //! believe (`verify`, `peer`, `cache`), the configurations (`config`), one handshake (`handshake`), a socket (`dial`), a
 //! connection that ends with its credentials (`lived`), what strangers may hold (`places`, `files`), what a crash
 //! leaves (`dumps`), gRPC both ways (`channel`,
-//! `incoming`), and where the SVID and the bundle come from (`ca`).
+//! `incoming`, within their `window`), and where the SVID and the bundle come from (`ca`).
 //!
 //! It must never let a key, a token or an unverified identity out, and never fall back to plaintext or to public roots.
 
@@ -27,6 +27,7 @@ mod peer;
 mod places;
 mod provider;
 mod verify;
+mod window;
 
 #[cfg(test)]
 mod testing;
@@ -43,10 +44,11 @@ pub use files::raise_open_files;
 pub use handshake::{
     HandshakeError, accept, accept_optional, connect, connect_anonymous, negotiated_alpn_ok, server_name,
 };
-pub use incoming::{Connection, Incoming, IncomingLimits, PeerInfo, grpc_server, incoming};
+pub use incoming::{Connection, Incoming, IncomingLimits, PeerInfo, STREAM_WINDOW, grpc_server, incoming};
 pub use lived::{Ended, Lived};
 pub use peer::{PeerError, PeerSlot};
 pub use places::{Full, Place, Places};
+pub use window::connection_window;
 
 /// Credentials as they change: `None` until the first were accepted by our own verifier.
 pub type Watch = tokio::sync::watch::Receiver<Option<std::sync::Arc<Credentials>>>;
