@@ -38,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LOGGED_A_SECOND: u32 = 10;
 
 /// What one client may have on its way to us, bytes; on a stream, and on all of a connection.
-const WINDOW: u32 = 64 * 1024;
+pub const STREAM_WINDOW: u32 = 64 * 1024;
 /// Headers of one request, bytes.
 const HEADER_LIST: u32 = 16 * 1024;
 /// Resets that a client may send for streams that nobody has looked at yet (rapid reset, CVE-2023-44487).
@@ -54,6 +54,10 @@ pub struct IncomingLimits {
     pub handshakes: usize,
     /// The time for one handshake.
     pub handshake_limit: Duration,
+    /// Connections of one address, whatever its share would be: each costs us tens of KiB, and a pod needs one or two.
+    pub of_one_address: usize,
+    /// Connections at once of clients that showed no certificate; shared out likewise. Nobody knows who they are.
+    pub nameless: usize,
     /// The time for a connection of a client that showed no certificate, handshake excluded: it is there to ask for its
     /// first one, and must not hold a place beyond that.
     pub nameless_limit: Duration,
@@ -65,6 +69,8 @@ impl Default for IncomingLimits {
             connections: 16_384,
             handshakes: 256,
             handshake_limit: Duration::from_secs(5),
+            of_one_address: 128,
+            nameless: 512,
             nameless_limit: Duration::from_secs(30),
         }
     }
@@ -89,7 +95,9 @@ pub fn incoming(
         auth,
         limits,
         connections: Places::in_quarters(limits.connections),
+        addresses: Places::for_each_address(limits.of_one_address),
         handshakes: Places::in_quarters(limits.handshakes),
+        nameless: Places::in_quarters(limits.nameless),
         refusals: Refusals::new(refused),
         done,
     });
@@ -97,11 +105,12 @@ pub fn incoming(
     ReceiverStream::new(connections)
 }
 
-/// A gRPC server for these connections, with HTTP/2 within bounds. Time, streams and calls are the caller's to bound.
+/// A gRPC server for these connections, with HTTP/2 within bounds. Time, streams and calls are the caller's to bound; and where
+/// streams bring many small messages, the connection's window is the caller's to set ([`crate::connection_window`]).
 pub fn grpc_server() -> Server {
     Server::builder()
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(STREAM_WINDOW)
         .http2_max_header_list_size(HEADER_LIST)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
 }
@@ -111,7 +120,9 @@ struct Acceptor {
     auth: ClientAuth,
     limits: IncomingLimits,
     connections: Arc<Places>,
+    addresses: Arc<Places>,
     handshakes: Arc<Places>,
+    nameless: Arc<Places>,
     refusals: Refusals,
     done: mpsc::Sender<io::Result<Connection>>,
 }
@@ -141,6 +152,8 @@ enum Refused {
     Connections(Full),
     #[error("no place for another handshake{}", of_whom(.0))]
     Handshakes(Full),
+    #[error("no place for another connection without a certificate{}", of_whom(.0))]
+    Nameless(Full),
     #[error("we have no SVID of our own yet")]
     NoCredentials,
     #[error("our own SVID has expired")]
@@ -159,6 +172,8 @@ impl Refused {
             Self::Connections(Full::Source) => "source_connections",
             Self::Handshakes(Full::All) => "handshakes",
             Self::Handshakes(Full::Source) => "source_handshakes",
+            Self::Nameless(Full::All) => "nameless",
+            Self::Nameless(Full::Source) => "source_nameless",
             Self::NoCredentials => "no_credentials",
             Self::Expired => "expired_credentials",
             Self::Socket(_) => "socket",
@@ -176,16 +191,17 @@ fn of_whom(full: &Full) -> &'static str {
 
 impl Acceptor {
     fn take(self: Arc<Self>, tcp: TcpStream, address: SocketAddr) {
-        let place = match self.connections.take(address.ip()) {
-            Ok(place) => place,
+        let ip = address.ip();
+        let places = match self.addresses.take(ip).and_then(|own| Ok((own, self.connections.take(ip)?))) {
+            Ok((own, shared)) => vec![own, shared],
             Err(full) => return self.refusals.tell(address, &Refused::Connections(full)),
         };
-        let handshake = match self.handshakes.take(address.ip()) {
+        let handshake = match self.handshakes.take(ip) {
             Ok(handshake) => handshake,
             Err(full) => return self.refusals.tell(address, &Refused::Handshakes(full)),
         };
         tokio::spawn(async move {
-            match self.handshake(tcp, address, place).await {
+            match self.handshake(tcp, address, places).await {
                 Ok(connection) => {
                     drop(handshake);
                     let _ = self.done.send(Ok(connection)).await;
@@ -195,7 +211,12 @@ impl Acceptor {
         });
     }
 
-    async fn handshake(&self, tcp: TcpStream, address: SocketAddr, place: Place) -> Result<Connection, Refused> {
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+        mut places: Vec<Place>,
+    ) -> Result<Connection, Refused> {
         let mut watch = self.watch.clone();
         // Marks this value as seen: what is published from here on wakes the connection's own end.
         let credentials = watch.borrow_and_update().clone().ok_or(Refused::NoCredentials)?;
@@ -204,6 +225,9 @@ impl Acceptor {
         }
         tcp.set_nodelay(true).and_then(|()| notice_dead_peers(&tcp)).map_err(Refused::Socket)?;
         let (stream, id) = self.accept(tcp, &credentials).await.map_err(Refused::Handshake)?;
+        if id.is_none() {
+            places.push(self.nameless.take(address.ip()).map_err(Refused::Nameless)?);
+        }
         let ours = credentials.expires_at();
         let life = Life {
             until: id.as_ref().map_or(ours, |peer| ours.min(peer.path_not_after())),
@@ -214,7 +238,7 @@ impl Acceptor {
             purpose: Purpose::Client,
             most: id.is_none().then_some(self.limits.nameless_limit),
         };
-        Ok(Connection::new(Lived::new(stream, life), PeerInfo { id, address }, place))
+        Ok(Connection::new(Lived::new(stream, life), PeerInfo { id, address }, places))
     }
 
     async fn accept(

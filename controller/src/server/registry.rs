@@ -11,17 +11,27 @@ use countersign_api::controller::{Ack, Hello};
 use tokio_util::sync::CancellationToken;
 
 use crate::model::ObjectName;
+use crate::server::budget::Budgets;
 use crate::server::hello::Claim;
 
 /// Characters of a proxy's text that are kept.
 const MAX_TEXT: usize = 256;
 /// Names of unknown rules that are kept.
 const MAX_UNKNOWN: usize = 32;
+/// Streams of one pod a second and at once: each brings all of its rules, some MiB at most, and a proxy needs one in an hour.
+const STREAMS: (u32, u32) = (1, 16);
 
 /// All that are connected.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     seats: Mutex<HashMap<String, Taken>>,
+    comings: Mutex<Budgets>,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Registry { seats: Mutex::default(), comings: Mutex::new(Budgets::new(STREAMS.0, STREAMS.1)) }
+    }
 }
 
 #[derive(Debug)]
@@ -141,6 +151,12 @@ impl Record {
 }
 
 impl Registry {
+    /// Whether the pod may sit down once more, or comes too often.
+    pub fn may_sit(&self, pod_uid: &str) -> bool {
+        let mut comings = self.comings.lock().unwrap_or_else(PoisonError::into_inner);
+        comings.try_spend(pod_uid, tokio::time::Instant::now())
+    }
+
     /// Sits down; whoever sat there for the same pod is told to go.
     pub fn sit(self: &Arc<Self>, record: Record) -> Seat {
         let (record, replaced) = (Arc::new(record), CancellationToken::new());

@@ -63,6 +63,9 @@ pub enum End {
     /// A newer stream of the same pod.
     #[error("a newer stream of this pod took over")]
     Replaced,
+    /// The pod opens stream after stream.
+    #[error("too many streams of this pod; try again later")]
+    TooOften,
     /// This process ends.
     #[error("the controller is shutting down")]
     ShuttingDown,
@@ -79,6 +82,7 @@ impl End {
             End::Address(_) => "bad_address",
             End::HelloTwice => "hello_twice",
             End::Replaced => "replaced",
+            End::TooOften => "too_often",
             End::ShuttingDown => "shutting_down",
         }
     }
@@ -90,6 +94,7 @@ impl End {
             End::NoPicture | End::ShuttingDown => Code::Unavailable,
             End::Refused(_) => Code::PermissionDenied,
             End::Replaced => Code::Aborted,
+            End::TooOften => Code::ResourceExhausted,
         };
         Status::new(code, self.to_string())
     }
@@ -189,6 +194,9 @@ impl Session {
         let index = snapshot.index.clone().ok_or(End::NoPicture)?;
         let claim = claim(&hello, caller)?;
         let member = admit(&index, &claim)?;
+        if !shared.registry.may_sit(&claim.pod_uid) {
+            return Err(End::TooOften);
+        }
         let record = Record::new(claim, member.name.clone(), caller.peer.address, &hello);
         if shared.lines.stream() {
             info!(

@@ -2,12 +2,15 @@ use std::sync::{Arc, Mutex};
 
 use countersign_api::ca as wire;
 use countersign_api::ca::certificate_authority_client::CertificateAuthorityClient;
+use countersign_api::ca::certificate_authority_server::{CertificateAuthority, CertificateAuthorityServer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
+use tonic::transport::server::Connected as _;
 
 use super::*;
 use crate::ca::fake::{CA_ID, FakeCa, ME};
@@ -233,6 +236,50 @@ async fn one_source_holds_a_quarter_of_the_connections_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_address_holds_no_more_connections_than_it_can_need() {
+    let _frozen = freeze();
+    let clock = crate::testing::TestClock::new();
+    let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
+    let limits = IncomingLimits { of_one_address: 2, ..IncomingLimits::default() };
+    let it = listening(limits, Some(credentials)).await;
+    let held = [idle_from("127.0.0.1", it.address).await.unwrap(), idle_from("127.0.0.1", it.address).await.unwrap()];
+    assert!(closed_at_once(it.address).await, "a third");
+    assert_eq!(*it.refused.lock().unwrap(), ["source_connections"]);
+    let _other = idle_from("127.0.0.2", it.address).await.expect("kept out by its neighbour");
+    drop(held);
+    while idle_from("127.0.0.1", it.address).await.is_none() {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_without_a_certificate_take_no_place_of_those_with_one() {
+    let _frozen = freeze();
+    let (ca, clock) = (TestCa::new("cluster.local"), crate::testing::TestClock::new());
+    let limits = IncomingLimits { nameless: 1, ..IncomingLimits::default() };
+    let mut it = listening_to(ClientAuth::Optional, limits, Some(ca.credentials(CA_ID, &clock))).await;
+    let (me, limit, ca_id) = (ca.credentials(ME, &clock), Duration::from_secs(5), id(CA_ID));
+    let (bundles, shared) = (ca.bundles(), clock.shared());
+    let dial = || TcpStream::connect(it.address);
+    let mut nameless = Vec::new();
+    for _ in 0..2 {
+        let tcp = dial().await.unwrap();
+        nameless.push(connect_anonymous(tcp, &bundles, &shared, &[ALPN_H2], &ca_id, limit).await.unwrap().0);
+    }
+    let mut theirs = vec![it.incoming.next().await.unwrap().unwrap()];
+    // The client side is done before the server's: its end comes as the first thing that is read.
+    assert!(!matches!(soon(nameless[1].read(&mut [0; 1])).await, Ok(1..)), "a second one");
+    assert_eq!(*it.refused.lock().unwrap(), ["nameless"]);
+    let tcp = dial().await.unwrap();
+    let (_named, member) = tokio::join!(connect(tcp, &me, &[ALPN_H2], &ca_id, limit), it.incoming.next());
+    theirs.push(member.unwrap().unwrap());
+    assert!(theirs[1].connect_info().id.is_some());
+    theirs.clear();
+    let tcp = dial().await.unwrap();
+    let (_third, third) =
+        tokio::join!(connect_anonymous(tcp, &bundles, &shared, &[ALPN_H2], &ca_id, limit), it.incoming.next());
+    assert!(third.unwrap().unwrap().connect_info().id.is_none(), "the place was not given back");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handshake_that_fails_is_counted_by_its_reason() {
     let _frozen = freeze();
     let clock = crate::testing::TestClock::new();
@@ -271,6 +318,67 @@ async fn a_client_without_a_certificate_holds_its_place_no_longer_than_it_needs(
     let end = soon(theirs.read(&mut byte)).await.unwrap_err();
     assert!(end.to_string().contains("without a certificate"), "{end}");
     assert!(timeout(Duration::ZERO, members.read(&mut byte)).await.is_err(), "a member stays");
+}
+
+/// Sends small messages, each in a frame of its own, and says how many it got rid of.
+struct Chatty(Mutex<Option<watch::Sender<u64>>>);
+
+const MANY: u64 = 8_000;
+/// So many of them fit a stream's window.
+const WAITING: u64 = 3_000;
+
+#[tonic::async_trait]
+impl CertificateAuthority for Chatty {
+    type WatchBundleStream = ReceiverStream<Result<wire::TrustBundle, Status>>;
+
+    async fn issue_svid(
+        &self,
+        _: tonic::Request<wire::IssueSvidRequest>,
+    ) -> Result<tonic::Response<wire::IssueSvidResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn watch_bundle(
+        &self,
+        _: tonic::Request<wire::WatchBundleRequest>,
+    ) -> Result<tonic::Response<Self::WatchBundleStream>, Status> {
+        let (send, receive) = tokio::sync::mpsc::channel(1);
+        let sent = self.0.lock().unwrap().take().unwrap();
+        tokio::spawn(async move {
+            for generation in 1..=MANY {
+                let trust_domain = "of the size of an answer to a lookup, or thereabouts".to_owned();
+                let message = wire::TrustBundle { trust_domain, generation, roots: Vec::new() };
+                if send.send(Ok(message)).await.is_err() {
+                    break;
+                }
+                sent.send_replace(generation);
+            }
+        });
+        Ok(tonic::Response::new(ReceiverStream::new(receive)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_messages_that_wait_for_a_busy_reader_do_not_end_the_connection() {
+    let (ca, clock) = (TestCa::new("cluster.local"), crate::testing::TestClock::new());
+    let it = listening(IncomingLimits::default(), Some(ca.credentials(CA_ID, &clock))).await;
+    let (sent, mut on_the_way) = watch::channel(0);
+    let service = CertificateAuthorityServer::new(Chatty(Mutex::new(Some(sent))));
+    tokio::spawn(crate::grpc_server().add_service(service).serve_with_incoming(it.incoming));
+    let (_published, watch) = watch::channel(Some(Arc::new(ca.credentials(ME, &clock))));
+    let mut client = CertificateAuthorityClient::new(channel(ChannelSettings {
+        address: it.address.to_string(),
+        expected: id(CA_ID),
+        tls: TlsAs::Ourselves(watch),
+        mark: None,
+    }));
+    let request = wire::WatchBundleRequest { known_generation: 0 };
+    let mut stream = client.watch_bundle(request).await.unwrap().into_inner();
+    // Busy until the window is almost full; an error is that the connection ended, as the next read shows.
+    let _ = on_the_way.wait_for(|sent| *sent >= WAITING).await;
+    for generation in 1..=MANY {
+        assert_eq!(stream.message().await.unwrap().unwrap().generation, generation);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,16 +23,16 @@ pub struct PeerInfo {
     pub address: SocketAddr,
 }
 
-/// One accepted connection: TLS, who is there, and its place among the connections.
+/// One accepted connection: TLS, who is there, and its places: of its address, of all, of those without a certificate.
 pub struct Connection {
     io: Lived<TlsStream<TcpStream>>,
     info: PeerInfo,
-    _place: Place,
+    _places: Vec<Place>,
 }
 
 impl Connection {
-    pub(super) fn new(io: Lived<TlsStream<TcpStream>>, info: PeerInfo, place: Place) -> Self {
-        Self { io, info, _place: place }
+    pub(super) fn new(io: Lived<TlsStream<TcpStream>>, info: PeerInfo, places: Vec<Place>) -> Self {
+        Self { io, info, _places: places }
     }
 }
 
