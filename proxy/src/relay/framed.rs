@@ -144,7 +144,7 @@ impl Relay<'_> {
             // Incoming first: a refusal that waits to be read tells more than the failure of our own write.
             let moved = self.poll_incoming(cx) | (self.end.is_none() && self.poll_outgoing(cx));
             if let Some(end) = self.end.take() {
-                return Poll::Ready(end);
+                return Poll::Ready(self.last_words(end, cx));
             }
             if self.accepted && self.app_eof && self.app_shut && self.prefix.is_empty() && !self.link.wants_flush() {
                 return Poll::Ready(End::Done);
@@ -152,6 +152,20 @@ impl Relay<'_> {
             if !moved {
                 return Poll::Pending;
             }
+        }
+    }
+
+    /// A write that failed tells only that the peer is gone. What it said last may still wait to be read, and tells more; what stands
+    /// before that is for an app that gets a reset in any case.
+    fn last_words(&mut self, end: End, cx: &mut Context<'_>) -> End {
+        if !matches!(end, End::PeerGone(Some(LinkError::Io(_)))) {
+            return end;
+        }
+        self.app_deaf = true;
+        while self.end.is_none() && self.poll_incoming(cx) {}
+        match self.end.take() {
+            Some(said @ (End::PeerReset | End::Refused(_) | End::Closing)) => said,
+            _ => end,
         }
     }
 

@@ -138,6 +138,28 @@ async fn a_reset_stays_a_reset() {
 }
 
 #[tokio::test]
+async fn a_reset_that_waits_behind_data_is_heard_though_our_own_write_fails() {
+    let ((client_link, _), (mut server_link, _)) = link_pair().await;
+    let (mut client, app) = tcp_pair().await;
+    // An app that takes next to nothing, so that the reset lies behind data that has nowhere to go.
+    socket2::SockRef::from(&client).set_recv_buffer_size(2304).unwrap();
+    socket2::SockRef::from(&app).set_send_buffer_size(4608).unwrap();
+    let side = run(Side::Client, app, client_link, Held::default());
+    next_open(&mut server_link).await.unwrap();
+    let data = [&frame::data_header(16_000)[..], &[7; 16_000]].concat();
+    let status = frame::status(Status::Accepted);
+    for frames in [&status[..], &data, &data, &data, &frame::RST] {
+        server_link.seal(&[IoSlice::new(frames)]).unwrap();
+        std::future::poll_fn(|cx| server_link.poll_flush(cx)).await.unwrap();
+    }
+    socket2::SockRef::from(server_link.socket()).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(server_link);
+    client.write_all(b"more").await.unwrap();
+    let (end, ..) = ended(side).await;
+    assert!(matches!(end, End::PeerReset), "{end:?}");
+}
+
+#[tokio::test]
 async fn an_end_of_tls_without_fin_is_never_a_clean_end() {
     let p = pair().await;
     p.client_side.abort();
