@@ -1,5 +1,5 @@
 //! Long connections live through renewals: an open one is proven anew before its certificates end (DESIGN section 4,
-//! docs/decisions/0012).
+//! docs/decisions/0014).
 //!
 //! Both journeys register what is open, by guards. The dialling side acts: [`keep`], started by `run`, opens a second connection to the
 //! same endpoint when half of an open connection's time is over, or while a root is being replaced. The accepting side answers in
@@ -222,10 +222,10 @@ async fn judge(reauth: &Reauth, permits: &Permits, asked: Asked) -> Result<(), R
 fn tell(proxy: &Proxy, direction: Direction, peer: &str, outcome: &Result<(), ReauthError>) {
     let result = outcome.as_ref().map_or_else(ReauthError::label, |()| "ok");
     proxy.metrics.reauthentication(direction, result);
-    let direction = direction.label();
+    let end = direction.label();
     match outcome {
-        Ok(()) => tracing::debug!(direction, peer, "an open connection was proven anew"),
-        Err(why) => tracing::info!(direction, peer, %why, "an open connection was not proven anew"),
+        Ok(()) => tracing::debug!(end, peer, "an open connection was proven anew"),
+        Err(why) => tracing::info!(end, peer, %why, "an open connection was not proven anew"),
     }
 }
 

@@ -131,11 +131,11 @@ impl Proof {
     /// Says so once, where it counts: log and alarm metric.
     fn turned(&self, direction: Direction, lost: bool, why: &str) {
         self.0.metrics.interception_lost(direction, lost);
-        let direction = direction.label();
+        let redirect = direction.label();
         if lost {
-            tracing::error!(direction, why, "the redirect is lost: connections pass by this proxy");
+            tracing::error!(redirect, why, "the redirect is lost: connections pass by this proxy");
         } else {
-            tracing::info!(direction, "the redirect is proven");
+            tracing::info!(redirect, "the redirect is proven");
         }
     }
 }

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use countersign_api::ports;
 use countersign_kit::mesh::{MeshPod, MeshPodSpec};
 use countersign_kit::{Inside, wait_until};
 use serde_json::Value;
 
-use crate::stage::{SOON, Stage, status_until, text};
+use crate::stage::{RULES, SOON, Stage, http, status_until, text};
 use crate::talk::{End, Talk, account, exchange, refused};
 
 /// The shortest that the CA grants.
@@ -87,18 +88,16 @@ pub fn renewals(inside: &Inside) -> Result<()> {
     let mut serial = svid(&stage.client)?.0;
     // Each connection, and whether the own SVID was seen to be another than before the last one.
     let mut used: Vec<(SocketAddr, bool)> = Vec::new();
-    let mut kept_alive = Talk::open(&stage.client, stage.address())?;
-    let mut cut = Vec::new();
+    // Open throughout: it began with the first certificates of both sides.
+    let mut open = Talk::open(&stage.client, stage.address())?;
     loop {
         let (now, renewals) = svid(&stage.client)?;
         let renewed = now != std::mem::replace(&mut serial, now.clone());
         let local = exchange(&stage.client, stage.address())
             .with_context(|| format!("connection {} after {renewals} renewals", used.len()))?;
         used.push((local, renewed));
-        if !(kept_alive.outlives(PACE)? && kept_alive.say("ping\n").is_ok()) {
-            let next = Talk::open(&stage.client, stage.address())?;
-            cut.push(std::mem::replace(&mut kept_alive, next).local);
-        }
+        ensure!(open.outlives(PACE)?, "the long connection ended: {}", account(&stage.client, open.local)?);
+        open.say("ping\n")?;
         let counts = [renewals, svid(&stage.server)?.1];
         if counts.iter().zip(firsts).all(|(count, first)| *count >= first + RENEWALS) {
             break;
@@ -107,14 +106,14 @@ pub fn renewals(inside: &Inside) -> Result<()> {
     }
     account(&stage.client, used.last().context("no connection")?.0)?;
     let log = accounts(&stage.client)?;
-    ensure!(!cut.is_empty(), "no connection met the end of its certificates");
-    // A port that a reset gave back may have been taken again.
-    let ended = |line: &Value| line["result"] == "credentials_expired" || line["result"] == "peer_reset";
-    for local in cut {
-        let lines = stage.client.access_log();
-        let mut its = lines.iter().filter(|line| line["source_address"] == local.to_string());
-        ensure!(its.any(ended), "{local} ended for another reason: {lines:#?}");
-    }
+    ensure!(proven_anew(&stage, &stage.client, "outbound")? > 0 && proven_anew(&stage, &stage.server, "inbound")? > 0);
+    stage.server.access_line(|line| line["result"] == "reauthenticated" && line["blame"] == "none")?;
+    // It is as mortal as any other: a change of rules ends it.
+    stage.mesh.remove_object(RULES)?;
+    ensure!(open.end(SOON)? == End::Reset);
+    let line = account(&stage.client, open.local)?;
+    ensure!(line["result"] == "peer_reset", "{line}");
+    stage.server.access_line(|line| line["result"] == "no_policy" && line["duration_ms"].as_f64() > Some(5000.0))?;
     let mut before_was_fresh = true;
     let mut reused = 0;
     for (local, renewed) in &used {
@@ -127,6 +126,37 @@ pub fn renewals(inside: &Inside) -> Result<()> {
         reused += usize::from(!fresh);
     }
     ensure!(reused * 2 > used.len(), "of {} connections only {reused} used a link again", used.len());
+    Ok(())
+}
+
+/// How often an open connection was proven anew.
+fn proven_anew(stage: &Stage, pod: &MeshPod, direction: &str) -> Result<u64> {
+    let metrics = http(stage.mesh.system(), pod.v4().into(), ports::PROXY_HEALTH, "GET", "/metrics")?.body;
+    let name = format!("countersign_reauthentications_total{{direction=\"{direction}\",result=\"ok\"}} ");
+    let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    Ok(count.and_then(|count| count.parse().ok()).unwrap_or(0))
+}
+
+/// One side's token is spoilt, so that the CA gives it nothing new; the other side renews as ever.
+pub fn one_side_cannot(inside: &Inside) -> Result<()> {
+    for spoilt_is_client in [true, false] {
+        let stage = Stage::with_args(inside, SHORT)?;
+        let (spoilt, sound) =
+            if spoilt_is_client { (&stage.client, &stage.server) } else { (&stage.server, &stage.client) };
+        std::fs::write(stage.mesh.folder().join("pods").join(spoilt.name()).join("token"), "spoilt")?;
+        let mut open = Talk::open(&stage.client, stage.address())?;
+        let until = end_of_svid(spoilt)?;
+        let first = svid(sound)?;
+        ensure!(open.end(SOON)? == End::Reset);
+        // It may have been renewed just before its token was spoilt, and a connection proven anew by that.
+        let late = unix_now() - until.max(end_of_svid(spoilt)?);
+        ensure!((-6.0..2.5).contains(&late), "it ended {late} s after the certificate of {}", spoilt.name());
+        let expired = |line: &Value| line["result"] == "credentials_expired";
+        if !expired(&account(&stage.client, open.local)?) {
+            stage.server.access_line(expired)?;
+        }
+        ensure!(svid(sound)?.1 > first.1, "{} was not renewed meanwhile", sound.name());
+    }
     Ok(())
 }
 

@@ -33,7 +33,8 @@ fn main() -> std::process::ExitCode {
 
 const TESTS: &[(&str, Test)] = &[
     // First those that wait longest.
-    ("renewals_fail_no_new_connection_and_the_old_links_are_not_used_again", credentials::renewals),
+    ("renewals_fail_no_connection_old_or_new_and_the_old_links_are_not_used_again", credentials::renewals),
+    ("a_connection_ends_with_the_certificates_of_the_side_that_cannot_renew", credentials::one_side_cannot),
     ("without_the_ca_traffic_ends_with_the_svid_and_comes_back_with_the_ca", credentials::ca_away),
     ("without_the_controller_known_addresses_and_rules_go_on", controller::known_goes_on),
     ("without_the_controller_a_cold_address_is_refused_within_a_second", controller::cold_is_refused),
