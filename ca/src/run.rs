@@ -191,11 +191,16 @@ async fn open_state(
         KeyFrom::Given(key) => KeySource::Given(key.clone()),
         KeyFrom::Secret(name) => KeySource::Secret(KeySecret::new(connector.cluster().await?, name.clone())),
     };
+    let mut told = String::new();
     let opened = loop {
         let place = place(config, connector).await?;
         match state::open(place, &key, &config.trust_domain, config.lifetimes, clock.now()).await {
             Err(error) if error.may_pass() => {
-                tracing::error!(%error, "the state cannot be read yet; trying again");
+                let text = error.to_string();
+                if text != told {
+                    tracing::error!(error = text, "the state cannot be read yet; trying again");
+                    told = text;
+                }
                 tokio::time::sleep(AGAIN).await;
             }
             opened => break opened?,
@@ -331,5 +336,7 @@ impl Drop for Running {
     }
 }
 
+#[cfg(test)]
+mod in_cluster_tests;
 #[cfg(test)]
 mod tests;

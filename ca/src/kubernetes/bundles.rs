@@ -31,7 +31,7 @@ mod seen;
 #[cfg(test)]
 mod tests;
 
-use seen::{Found, GENERATION, Seen};
+use seen::{Found, GENERATION, SYSTEM, Seen};
 
 /// Writes at once.
 const AT_ONCE: usize = 8;
@@ -112,7 +112,8 @@ impl Publisher {
         }
         let name = names::BUNDLE_CONFIG_MAP;
         let labels = json!({ names::LABEL_MANAGED_BY: names::CA_ACCOUNT });
-        let annotations = json!({ GENERATION: authority.generation().to_string() });
+        let system = self.cluster.namespace();
+        let annotations = json!({ GENERATION: authority.generation().to_string(), SYSTEM: system });
         let map = json!({
             "apiVersion": "v1", "kind": "ConfigMap",
             "metadata": { "name": name, "namespace": namespace, "labels": labels, "annotations": annotations },
@@ -122,7 +123,7 @@ impl Publisher {
         let path = format!("/api/v1/namespaces/{namespace}/configmaps");
         let request = Request::new(path).patch(name, &params, &Patch::Apply(map));
         let stored: ConfigMap = self.cluster.ask(request, CALL_LIMIT).await?;
-        let found = Found::of(&stored);
+        let found = Found::of(&stored, system);
         match found.is(&authority) {
             true => Ok(found),
             // Some admission webhook, or a controller that was quicker.
@@ -173,7 +174,7 @@ impl Desk {
             let at = self.lately.get(own).map_or(now, |written| *written + FIRST_PAUSE);
             self.due.insert(own.to_owned(), Due { failures: 0, at });
         }
-        self.publisher.metrics.bundles_behind(self.due.len() + self.busy.len());
+        self.publisher.metrics.bundles_behind(self.due.len());
     }
 
     fn is_in_step(&self, namespace: &str, authority: &Authority) -> bool {
@@ -209,7 +210,9 @@ impl Desk {
                 self.seen.wrote(namespace.clone(), found);
             }
             Err(error) => {
-                self.tell(&namespace, &error);
+                if !is_ending(&error) {
+                    self.tell(&namespace, &error);
+                }
                 if let Some(due) = self.due.get_mut(&namespace) {
                     let pause = FIRST_PAUSE.saturating_mul(1 << due.failures.min(8)).min(LONGEST_PAUSE);
                     *due = Due { failures: due.failures + 1, at: Instant::now() + pause };
@@ -235,6 +238,11 @@ impl Desk {
             tracing::error!(%error, namespace, behind, "the roots of namespaces are not kept in step; trying again");
         }
     }
+}
+
+/// The namespace is on its way out, and pods in it are not gone yet.
+fn is_ending(error: &CallError) -> bool {
+    matches!(error, CallError::Forbidden(why) if why.contains("because it is being terminated"))
 }
 
 impl Found {

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kube::Client;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
+use tower::timeout::TimeoutLayer;
 
 mod bundles;
 mod review;
@@ -27,6 +29,10 @@ pub use secret::{KeySecret, KeySecretError, StateSecret, Version};
 /// A call to the API server ends at the latest after this.
 pub const CALL_LIMIT: Duration = Duration::from_secs(5);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// An answer begins at the latest after this, that of a watch too: the library would wait for ever.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// A connection that is read from and says nothing for so long is given up; longer than a watch is asked for.
+const READ_LIMIT: Duration = Duration::from_secs(40);
 /// Of an answer that we quote.
 const QUOTED: usize = 300;
 
@@ -93,7 +99,10 @@ impl Cluster {
         config.connect_timeout = Some(CONNECT_LIMIT);
         // The library would try again for up to 1000 s; we try again by ourselves, and say so.
         config.default_retry = false;
-        let client = Client::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))?;
+        config.read_timeout = Some(READ_LIMIT);
+        config.reset_reader_on_write = true;
+        let builder = ClientBuilder::try_from(config).map_err(|error| ConnectError::Client(chain(&error)))?;
+        let client = builder.with_layer(&head_limit()).build();
         Ok(Self { client, namespace: namespace.to_owned() })
     }
 
@@ -140,6 +149,10 @@ impl<'a> Connector<'a> {
     pub async fn cluster(&self) -> Result<Cluster, ConnectError> {
         self.cluster.get_or_try_init(|| Cluster::connect(self.kubeconfig, self.namespace)).await.cloned()
     }
+}
+
+fn head_limit() -> TimeoutLayer {
+    TimeoutLayer::new(HEAD_LIMIT)
 }
 
 async fn from_file(path: &Path) -> Result<kube::Config, ConnectError> {

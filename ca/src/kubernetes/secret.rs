@@ -12,7 +12,7 @@ use countersign_api::names;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
-use kube::api::{GetParams, Patch, PatchParams, PostParams};
+use kube::api::{GetParams, Patch, PatchParams};
 use kube::core::Request;
 use serde_json::json;
 use tokio_stream::Stream;
@@ -20,7 +20,9 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::watch::pings;
 use super::{CALL_LIMIT, CallError, Cluster};
-use crate::state::{KeyError, StateKey};
+use crate::state::{KeyError, StateKey, hex};
+
+const NO_RANDOM: &str = "no random numbers";
 
 /// Which content a Secret had; `None`: there was no Secret. Only compared and given back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,7 +64,7 @@ pub enum KeySecretError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// No random numbers.
-    #[error("no random numbers for a state key")]
+    #[error("{NO_RANDOM}")]
     Random,
 }
 
@@ -178,12 +180,14 @@ impl Value {
         let (path, text) = (path(&self.cluster, "secrets"), Zeroizing::new(STANDARD.encode(value)));
         let data = json!({ self.key: *text });
         let request = match &over.0 {
-            // Only made where there is none.
+            // Only made where there is none. By applying, since RBAC can bind that to a name, and a plain create it cannot; under
+            // a manager's name that nobody else has, and not forced: where somebody else's value is, this is a conflict.
             None => {
                 let labels = json!({ names::LABEL_MANAGED_BY: names::CA_ACCOUNT });
-                let metadata = json!({ "name": self.name, "labels": labels });
+                let metadata = json!({ "name": self.name, "namespace": self.cluster.namespace, "labels": labels });
                 let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": data });
-                Request::new(path).create(&PostParams::default(), secret.to_string().into_bytes())
+                let params = PatchParams::apply(&manager().ok_or_else(|| CallError::Refused(NO_RANDOM.to_owned()))?);
+                Request::new(path).patch(&self.name, &params, &Patch::Apply(secret))
             }
             // Labels and whatever else somebody has put there stay.
             Some(version) => {
@@ -198,6 +202,13 @@ impl Value {
             Err(error) => Err(error),
         }
     }
+}
+
+/// A field manager of this one write.
+fn manager() -> Option<String> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).ok()?;
+    Some(format!("{}-{}", names::CA_ACCOUNT, hex(&bytes)))
 }
 
 impl fmt::Display for Value {

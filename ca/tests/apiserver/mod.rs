@@ -87,8 +87,8 @@ impl ApiServer {
         Self { inner: Arc::new(Mutex::new(inner)), changed: watch::Sender::new(0) }
     }
 
-    /// A client that asks it without a network.
-    pub fn client(&self) -> kube::Client {
+    /// A client that asks it without a network, through the layer of the real one.
+    pub fn client(&self, limit: &tower::timeout::TimeoutLayer) -> kube::Client {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let server = server.clone();
@@ -98,7 +98,7 @@ impl ApiServer {
                 Ok::<_, std::io::Error>(server.answer(Request::from_parts(head, bytes)).await)
             }
         });
-        kube::Client::new(service, "default")
+        kube::client::ClientBuilder::new(service, "default").with_layer(limit).build()
     }
 
     /// Serves HTTP on a free port of 127.0.0.1, until the runtime ends.
@@ -226,9 +226,14 @@ impl ApiServer {
 
     fn watch(&self, asked: Asked) -> Response<Body> {
         let from = asked.query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or(0);
-        let (epoch, compacted) = (self.lock().epoch, self.lock().compacted);
+        let (epoch, compacted) = {
+            let inner = self.lock();
+            (inner.epoch, inner.compacted)
+        };
         if from < compacted {
-            return failure(410, "Expired", "too old resource version");
+            // As a real one says it: in the stream.
+            let status = json!({ "kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": "too old" });
+            return text_body(200, format!("{}\n", json!({ "type": "ERROR", "object": status })));
         }
         let (send, receive) = mpsc::channel::<Result<Frame<Bytes>, Infallible>>(1);
         let server = self.clone();
@@ -339,6 +344,12 @@ impl Inner {
                 let wanted = body["metadata"]["resourceVersion"].as_str();
                 if wanted.is_some_and(|wanted| object["metadata"]["resourceVersion"] != wanted) {
                     return failure(409, "Conflict", "the object has been modified");
+                }
+                // Owned by another manager, as all that is applied here without force is.
+                let applied = asked.query.contains_key("fieldManager") && !asked.query.contains_key("force");
+                let other = |(name, value): (&String, &Value)| object["data"].get(name).is_some_and(|old| old != value);
+                if applied && body["data"].as_object().is_some_and(|data| data.iter().any(other)) {
+                    return failure(409, "Conflict", "conflict with another field manager");
                 }
                 let mut merged = object.clone();
                 merge(&mut merged, &body);

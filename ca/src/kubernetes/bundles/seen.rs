@@ -13,6 +13,8 @@ use crate::state::sha256;
 
 /// Annotation of the ConfigMap: number of the bundle in it.
 pub const GENERATION: &str = "countersign.dev/bundle-generation";
+/// Annotation of the ConfigMap: namespace of the CA that keeps it. Another mesh's are none of our business.
+pub const SYSTEM: &str = "countersign.dev/system-namespace";
 
 /// A ConfigMap of our name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +23,7 @@ pub struct Found {
     pub text_sha256: Option<[u8; 32]>,
     /// What it says of itself.
     pub generation: Option<u64>,
-    /// It bears our label.
+    /// We made it, as its label and annotation say.
     pub ours: bool,
 }
 
@@ -114,7 +116,7 @@ impl Seen {
 
     /// A ConfigMap of our name.
     pub fn map(&mut self, event: Event<ConfigMap>) -> Touched {
-        let read = |map: &ConfigMap| (map.namespace().unwrap_or_default(), Some(Found::of(map)));
+        let read = |map: &ConfigMap| (map.namespace().unwrap_or_default(), Some(Found::of(map, &self.system)));
         self.maps.take(event, read).into_iter().collect()
     }
 
@@ -151,13 +153,14 @@ impl Seen {
 }
 
 impl Found {
-    /// What a ConfigMap is to us.
-    pub fn of(map: &ConfigMap) -> Self {
+    /// What a ConfigMap is to the CA of the namespace `system`.
+    pub fn of(map: &ConfigMap, system: &str) -> Self {
         let text = map.data.as_ref().and_then(|data| data.get(names::BUNDLE_KEY));
         Self {
             text_sha256: text.map(|text| sha256(text.as_bytes())),
             generation: map.annotations().get(GENERATION).and_then(|text| text.parse().ok()),
-            ours: map.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::CA_ACCOUNT),
+            ours: map.labels().get(names::LABEL_MANAGED_BY).is_some_and(|by| by == names::CA_ACCOUNT)
+                && map.annotations().get(SYSTEM).is_some_and(|by| by == system),
         }
     }
 }

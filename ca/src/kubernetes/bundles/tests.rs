@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
+use super::super::head_limit;
 use super::super::testing::{ApiServer, Fault};
 use super::*;
 use crate::state::{KeySource, Opened, Place, StateKey};
 use crate::testing::{Hand, LIVES, START, domain, first_state, now, private_dir};
 
-const SYSTEM: &str = "countersign-system";
+const OWN: &str = "countersign-system";
 const MAP: &str = names::BUNDLE_CONFIG_MAP;
 
 struct Desk {
@@ -34,7 +35,7 @@ async fn desk(server: ApiServer) -> Desk {
     let state = Arc::new(first_state(vacant, now()));
     let metrics = Arc::new(Metrics::new());
     let publisher = Publisher {
-        cluster: Cluster::on(server.client(), SYSTEM),
+        cluster: Cluster::on(server.client(&head_limit()), OWN),
         state: Arc::clone(&state),
         clock: Hand::at(START).clock(),
         metrics: Arc::clone(&metrics),
@@ -98,7 +99,7 @@ async fn our_own_namespace_has_the_roots_and_unlabelled_ones_have_not() {
     let desk = desk(ApiServer::new()).await;
     namespace(&desk.server, "plain", "disabled");
     pod(&desk.server, "plain", "p", "disabled");
-    desk.there(SYSTEM).await;
+    desk.there(OWN).await;
     namespace(&desk.server, "shop", "enabled");
     desk.there("shop").await;
     assert!(desk.server.object("configmaps", "plain", MAP).is_none());
@@ -112,7 +113,7 @@ async fn our_own_namespace_has_the_roots_and_unlabelled_ones_have_not() {
 #[tokio::test]
 async fn a_namespace_is_given_the_roots_when_it_or_a_pod_in_it_is_labelled() {
     let desk = desk(ApiServer::new()).await;
-    desk.there(SYSTEM).await;
+    desk.there(OWN).await;
     namespace(&desk.server, "shop", "enabled");
     desk.there("shop").await;
     pod(&desk.server, "bank", "teller-1", "enabled");
@@ -142,11 +143,11 @@ async fn a_restart_writes_nothing_where_all_is_well() {
     namespace(&server, "shop", "enabled");
     let desk = desk(server).await;
     desk.there("shop").await;
-    desk.there(SYSTEM).await;
+    desk.there(OWN).await;
     desk.settled().await;
     let writes = desk.server.count("patch", "configmaps");
     let again = Publisher {
-        cluster: Cluster::on(desk.server.client(), SYSTEM),
+        cluster: Cluster::on(desk.server.client(&head_limit()), OWN),
         state: Arc::clone(&desk.state),
         clock: Hand::at(START).clock(),
         metrics: Arc::new(Metrics::new()),
@@ -170,10 +171,11 @@ async fn edits_and_removals_are_put_right() {
     desk.there("shop").await;
     desk.settled().await;
     let good = desk.server.object("configmaps", "shop", MAP).unwrap();
-    let changes: [fn(&mut Value); 4] = [
+    let changes: [fn(&mut Value); 5] = [
         |map| map["data"][names::BUNDLE_KEY] = json!("-----BEGIN CERTIFICATE-----"),
         |map| map["data"] = json!({}),
         |map| map["metadata"]["labels"] = json!({}),
+        |map| map["metadata"]["annotations"] = json!({}),
         |map| map["metadata"]["annotations"][GENERATION] = json!("999"),
     ];
     for change in changes {
@@ -191,8 +193,8 @@ async fn edits_and_removals_are_put_right() {
     }
     desk.server.remove("configmaps", "shop", MAP);
     desk.there("shop").await;
-    desk.server.remove("configmaps", SYSTEM, MAP);
-    desk.there(SYSTEM).await;
+    desk.server.remove("configmaps", OWN, MAP);
+    desk.there(OWN).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,7 +220,7 @@ async fn new_roots_reach_every_namespace_that_has_the_old_ones() {
     // No longer meshed: pods of that time may start again, and then need the roots of the day.
     namespace(&desk.server, "bank", "disabled");
     desk.rotate().await;
-    for name in ["shop", "bank", SYSTEM] {
+    for name in ["shop", "bank", OWN] {
         desk.there(name).await;
     }
     let map = desk.server.object("configmaps", "bank", MAP).unwrap();
@@ -236,6 +238,21 @@ async fn a_strangers_config_map_of_our_name_is_left_alone_where_nobody_is_meshed
     let map = desk.server.object("configmaps", "plain", MAP).unwrap();
     assert!(map["data"].get(names::BUNDLE_KEY).is_none());
     assert!(!desk.server.asked().iter().any(|asked| asked.verb == "patch" && asked.namespace == "plain"));
+}
+
+#[tokio::test]
+async fn what_another_mesh_keeps_is_left_alone() {
+    let desk = desk(ApiServer::new()).await;
+    let labels = json!({ names::LABEL_MANAGED_BY: names::CA_ACCOUNT });
+    let metadata = json!({
+        "namespace": "other-system", "name": MAP, "labels": labels, "annotations": { SYSTEM: "other-system", GENERATION: "9" },
+    });
+    desk.server.put("configmaps", json!({ "metadata": metadata, "data": { names::BUNDLE_KEY: "theirs" } }));
+    namespace(&desk.server, "shop", "enabled");
+    desk.there("shop").await;
+    desk.settled().await;
+    let map = desk.server.object("configmaps", "other-system", MAP).unwrap();
+    assert_eq!(map["data"][names::BUNDLE_KEY], "theirs");
 }
 
 #[tokio::test]
@@ -265,7 +282,7 @@ async fn failures_are_tried_again_and_hold_up_nobody_else() {
     for index in 0..4 {
         desk.there(&format!("ns-{index}")).await;
     }
-    desk.there(SYSTEM).await;
+    desk.there(OWN).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -300,6 +317,6 @@ async fn what_is_stored_otherwise_than_it_was_written_is_no_success() {
     server.fail("patch", "configmaps", Fault::Garbage(answer), 3);
     let began = tokio::time::Instant::now();
     let desk = desk(server).await;
-    desk.there(SYSTEM).await;
+    desk.there(OWN).await;
     assert!(began.elapsed() >= Duration::from_secs(1 + 2 + 4), "with growing pauses: {:?}", began.elapsed());
 }

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
+use super::super::head_limit;
 use super::super::testing::{ApiServer, Fault};
 use super::*;
 use crate::attest::{AttestError, Attestor};
@@ -39,7 +40,7 @@ fn server() -> ApiServer {
 }
 
 fn attestor(server: &ApiServer, at_once: usize) -> Attestor {
-    let cluster = Cluster::on(server.client(), "countersign-system");
+    let cluster = Cluster::on(server.client(&head_limit()), "countersign-system");
     Attestor::Review(TokenReviews::new(cluster, AUDIENCE.to_owned(), at_once))
 }
 
