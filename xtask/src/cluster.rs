@@ -75,7 +75,7 @@ pub fn run(args: &[String]) -> Result<u8> {
 fn test(filter: Option<&str>) -> Result<u8> {
     let bed = Bed::up()?;
     let mut tests = cargo::cargo();
-    tests.args(["test", "--package", PACKAGE, "--test", "cluster"]).env("CLUSTER_BUILT", &bed.built);
+    tests.args(["test", "--package", PACKAGE, "--test", "cluster", "--test", "operations"]).env("CLUSTER_BUILT", &bed.built);
     if let Some(filter) = filter {
         tests.args(["--", filter]);
     }
@@ -109,6 +109,7 @@ impl Bed {
         std::fs::copy(statics.join("countersign"), built.join("bin/countersign")).context("copying countersign")?;
         image::ours(&statics, "localhost", env!("CARGO_PKG_VERSION"), &images)?;
         apps::of_the_tests(&statics, &images)?;
+        apps::of_the_demo(&images)?;
         said("images of our programs and of the test apps", began);
         let bed = Self { was_up: is_up(), built };
         let began = Instant::now();

@@ -39,7 +39,7 @@ pub const PROGRAMS: &[Program] = &[
     program("ip", "iproute2", "virtual pods: namespaces, links, addresses", EVERYWHERE),
     program("nsenter", "util-linux", "running a command inside a virtual pod", EVERYWHERE),
     program("curl", "curl", "the unmodified HTTP client", EVERYWHERE),
-    program("nginx", "nginx", "the unmodified HTTP server", ALL),
+    program("nginx", "nginx", "the unmodified HTTP server", EVERYWHERE),
     program("nft", "nftables", "the tests' judge of the redirect rules", TESTS_AND_CLUSTER),
     program("openssl", "openssl", "a foreign judge of certificates; an app with its own TLS", TESTS_AND_CLUSTER),
     program("redis-server", "redis-server", "a pipelined protocol", TESTS),

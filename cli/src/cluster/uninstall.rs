@@ -20,6 +20,7 @@ use crate::output::{self, Format, Verdict};
 
 /// What each of our objects is labelled with.
 const OURS: &str = "app.kubernetes.io/part-of=countersign";
+const RULES: &str = "/apis/policy.countersign.dev/v1alpha1/authorizationpolicies";
 /// Pods that are named when they are in the way.
 const NAMED: usize = 10;
 /// Between two looks at what is being removed.
@@ -74,35 +75,45 @@ async fn uninstall(api: &Api, args: &UninstallArgs, format: Format) -> Result<Ve
         return Ok(Verdict::Yes);
     }
     let pods = sidecars(api).await?;
+    let rules = api.list(RULES).await.context("looking for rules")?;
+    if !rules.is_empty() {
+        eprintln!(
+            "note: {} rules go with their kind; to keep them: kubectl get authorizationpolicies -A -o yaml",
+            rules.len()
+        );
+    }
     if args.dry_run {
         tell(format, "would remove", &found, &pods)?;
         return Ok(Verdict::Yes);
     }
     if !pods.is_empty() && !args.force {
         tell(format, "still in the mesh", &BTreeSet::new(), &pods)?;
-        bail!(
-            "{} pods still have a sidecar, and would stop working when their certificates end: take the label {} off their namespaces and pods \
-             and restart them, or say --force",
+        eprintln!(
+            "countersign: {} pods still have a sidecar, and would stop working when their certificates end: take the label {} off their \
+             namespaces and pods and restart them, or say --force",
             pods.len(),
             names::LABEL_INJECT
         );
+        return Ok(Verdict::No);
     }
     let Some(doomed) = agreed(args, &found)? else {
         bail!("nothing was removed");
     };
     remove(api, &doomed, Duration::from_secs(args.wait)).await?;
-    let left: BTreeSet<_> = find(api, &args.namespace).await?.intersection(&doomed).cloned().collect();
     let kept: BTreeSet<_> = found.difference(&doomed).cloned().collect();
+    // Looked for anew: what somebody made meanwhile is left behind, too.
+    let left: BTreeSet<_> = find(api, &args.namespace).await?.difference(&kept).cloned().collect();
     if !left.is_empty() {
         tell(format, "left behind", &left, &BTreeSet::new())?;
-        bail!("{} objects are still there after {} s; run it once more, or see what holds them", left.len(), args.wait);
+        eprintln!(
+            "countersign: {} objects are still there after {} s; run it once more, or see what holds them",
+            left.len(),
+            args.wait
+        );
+        return Ok(Verdict::No);
     }
-    tell(
-        format,
-        if kept.is_empty() { "removed" } else { "kept" },
-        if kept.is_empty() { &doomed } else { &kept },
-        &BTreeSet::new(),
-    )?;
+    let (what, these) = if kept.is_empty() { ("removed", &doomed) } else { ("kept, all else is removed", &kept) };
+    tell(format, what, these, &BTreeSet::new())?;
     Ok(Verdict::Yes)
 }
 

@@ -17,7 +17,7 @@ fn the_demos_rules_are_good_rules() {
 #[test]
 fn every_service_of_the_demo_has_an_account_of_its_own() {
     for name in ["frontend", "orders", "stock"] {
-        let file = std::fs::read_to_string(root().join(format!("manifests/demo/{name}.yaml"))).unwrap();
+        let file = std::fs::read_to_string(root().join(format!("manifests/demo/app/{name}.yaml"))).unwrap();
         let objects = objects(&file);
         let account = |object: &serde_json::Value| object["spec"]["template"]["spec"]["serviceAccountName"] == name;
         assert!(objects.iter().any(account), "{name}");

@@ -32,12 +32,9 @@ fn kubeconform_finds_every_object_valid_and_knows_every_kind() {
     let ours = plain("countersign-system", &json!({}), &[]).unwrap();
     let output = judge(&ours);
     assert!(output.status.success(), "{}", text(&output));
-    for file in std::fs::read_dir(root().join("manifests/demo")).unwrap().flatten().map(|entry| entry.path()) {
-        let name = file.file_name().unwrap().to_string_lossy().into_owned();
-        if name.ends_with(".yaml") && name != "kustomization.yaml" {
-            let output = judge(&std::fs::read_to_string(&file).unwrap());
-            assert!(output.status.success(), "{name}: {}", text(&output));
-        }
+    for name in ["rules", "app/namespace", "app/frontend", "app/orders", "app/stock"] {
+        let output = judge(&std::fs::read_to_string(root().join(format!("manifests/demo/{name}.yaml"))).unwrap());
+        assert!(output.status.success(), "{name}: {}", text(&output));
     }
     // A judge that finds nothing in a bad manifest is none.
     for (good, bad) in

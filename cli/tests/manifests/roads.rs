@@ -9,7 +9,7 @@ use super::{chart, objects, plain, root, tools};
 /// Values that differ from the defaults in every place, and such that leave things out.
 fn many() -> Vec<(&'static str, Value)> {
     let everything = json!({
-        "mesh": { "trustDomain": "mesh.example", "podRanges": ["10.244.0.0/16", "fd00:10::/48"], "serviceRanges": ["10.96.0.0/12"] },
+        "mesh": { "trustDomain": "mesh.example", "podRanges": ["10.244.0.0/16", "fd00:10::/48"], "serviceRanges": ["10.96.0.0/12"], "listen": "[::]" },
         "image": { "registry": "registry.example:5000/a/b", "tag": "1.2.3-rc.1", "pullPolicy": "Always", "pullSecrets": [{ "name": "pull" }] },
         "log": "warn,countersign_ca::issue=debug",
         "ca": { "replicas": 3, "leafTTL": "30m", "maxLeafTTL": "2h", "issuerTTL": "7d", "rootTTL": "365d", "auditSize": "2Gi",
@@ -48,10 +48,11 @@ fn by_name(text: &str) -> BTreeMap<String, Value> {
     for mut object in objects(text) {
         let text = |at: &Value| at.as_str().unwrap_or_default().to_owned();
         let name = [&object["kind"], &object["metadata"]["namespace"], &object["metadata"]["name"]].map(text).join(" ");
-        if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
+        let metadata = object["metadata"].as_object_mut().unwrap();
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
             annotations.remove("helm.sh/resource-policy");
             if annotations.is_empty() {
-                object["metadata"].as_object_mut().unwrap().remove("annotations");
+                metadata.remove("annotations");
             }
         }
         assert!(all.insert(name.clone(), object).is_none(), "{name} stands twice");
@@ -69,7 +70,11 @@ fn helm_and_install_give_equal_objects_whatever_the_values() {
             let names = |all: &BTreeMap<String, Value>| all.keys().cloned().collect::<Vec<_>>();
             assert_eq!(names(&ours), names(&helms), "{what}");
             for (name, object) in &ours {
-                assert_eq!(object, &helms[name], "{what}: {name}");
+                let (ours, helms) = (
+                    serde_json::to_string_pretty(object).unwrap(),
+                    serde_json::to_string_pretty(&helms[name]).unwrap(),
+                );
+                assert!(ours == helms, "{what}: {name}:\n{ours}\nand by Helm:\n{helms}");
             }
         }
     }

@@ -31,6 +31,8 @@ pub fn build(dir: &Path) -> Result<()> {
     go.module(&sources.join("kube"), &bin.join("kube"), &["-tags=providerless"], true)?;
     // Static, as it runs in an image that holds nothing else.
     go.module(&sources.join("coredns"), &bin.join("coredns"), &[], false)?;
+    // What Prometheus would scrape, by its own discovery.
+    go.module(&cargo::root().join("manifests/tools/targets"), &bin.join("targets"), &[], false)?;
     pause(&sources.join("pause/pause.c"), &bin.join("pause"))
 }
 

@@ -33,6 +33,7 @@ pub fn findings(world: &World) -> Vec<Finding> {
         roots(world),
         copies(world),
         rules(world),
+        labels(world),
         unmeshed(world),
         sidecars(world),
         versions(world),
@@ -225,6 +226,35 @@ fn rules(world: &World) -> Finding {
         well,
         &bad,
         "mend these rules; until then the last good version of each is in force, or none",
+    )
+}
+
+/// A misspelled word is taken for the strictest, or, by the injector, for a reason to refuse pods.
+fn labels(world: &World) -> Finding {
+    let namespaces = match &world.namespaces {
+        Ok(namespaces) => namespaces,
+        Err(error) => return Finding::unknown("labels", error),
+    };
+    let mut bad = Vec::new();
+    for namespace in namespaces {
+        let name = namespace["metadata"]["name"].as_str().unwrap_or_default();
+        let labels = namespace["metadata"]["labels"].as_object().into_iter().flatten();
+        let labels = labels.filter_map(|(key, word)| Some((key.clone(), word.as_str()?.to_owned()))).collect();
+        bad.extend(
+            countersign_policy::Modes::from_labels(&labels).1.iter().map(|problem| format!("{name}: {problem}")),
+        );
+        if let Some(word) = meshed::label(namespace).filter(|word| !matches!(*word, "enabled" | "disabled")) {
+            bad.push(format!(
+                "{name}: label {}: {word:?} is not one of enabled, disabled; its pods are refused",
+                names::LABEL_INJECT
+            ));
+        }
+    }
+    Finding::none_of(
+        "labels",
+        format!("{} namespaces have none that nobody knows", namespaces.len()),
+        &bad,
+        "spell them right",
     )
 }
 

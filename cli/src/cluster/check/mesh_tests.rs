@@ -153,3 +153,18 @@ fn a_rule_that_nobody_understands_or_looked_at_is_named() {
         assert_eq!(rules(&world).state, state);
     }
 }
+
+#[test]
+fn a_namespace_with_a_misspelled_label_is_named() {
+    let mut world = world();
+    let with = |key: &str, word: &str| json!({ "metadata": { "name": "shop", "labels": { key: word } } });
+    for (key, word, state) in [
+        (names::LABEL_INJECT, "enabled", State::Ok),
+        (names::LABEL_INJECT, "Enabled", State::Problem),
+        (names::LABEL_MTLS, "Permissive", State::Ok),
+        (names::LABEL_MTLS, "permissive", State::Problem),
+    ] {
+        world.namespaces = Ok(vec![with(key, word)]);
+        assert_eq!(labels(&world).state, state, "{key} {word}");
+    }
+}
