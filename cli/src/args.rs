@@ -31,6 +31,10 @@ pub enum Command {
     Status(StatusArgs),
     /// Prints the mesh's Kubernetes objects, for kubectl apply -f -
     Install(crate::install::InstallArgs),
+    /// Puts sidecars into the pods of YAML files, as the injector does at admission
+    Inject(Box<crate::inject::InjectArgs>),
+    /// Takes them out again
+    Uninject(crate::inject::UninjectArgs),
     /// Looks whether a cluster can take the mesh (--pre), and whether the mesh in it is as it should be
     Check(crate::cluster::check::CheckArgs),
     /// Removes the mesh from a cluster, and proves that nothing is left

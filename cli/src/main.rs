@@ -9,6 +9,7 @@ mod bench;
 mod cluster;
 mod demo;
 mod identity;
+mod inject;
 mod install;
 mod output;
 mod policy;
@@ -43,6 +44,8 @@ fn run(args: &Args) -> Result<Verdict> {
         Command::Status(status) => status::run(status, args.output),
         Command::Identity(identity) => identity::run(identity, args.output),
         Command::Install(install) => install::run(install, args.output),
+        Command::Inject(inject) => inject::inject(inject, args.output),
+        Command::Uninject(uninject) => inject::uninject(uninject, args.output),
         Command::Check(check) => cluster::check::run(check, args.output),
         Command::Uninstall(uninstall) => cluster::uninstall::run(uninstall, args.output),
         Command::Policy(policy) => policy::run(policy, args.output),

@@ -20,6 +20,8 @@ const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
 /// HTTP code inside the answer: what was asked is forbidden.
 const FORBIDDEN: u16 = 403;
+/// The same: to be tried again.
+const UNAVAILABLE: u16 = 503;
 
 /// Why there is no answer inside an `AdmissionReview`.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +102,39 @@ pub struct Answer {
     audit_annotations: BTreeMap<&'static str, String>,
     /// A bounded word for it.
     #[serde(skip)]
-    outcome: &'static str,
+    outcome: Outcome,
+}
+
+/// What kind of answer it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A pod got its sidecar.
+    Injected,
+    /// A pod had it as it should be.
+    Unchanged,
+    /// A pod gets none.
+    Skipped,
+    /// A rule is good.
+    Accepted,
+    /// A pod or a rule is refused.
+    Refused,
+    /// It could not be found out.
+    Failed,
+}
+
+impl Outcome {
+    /// A word for it, in metrics and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Injected => "injected",
+            Self::Unchanged => "unchanged",
+            Self::Skipped => "skipped",
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -168,7 +202,7 @@ impl Answer {
             patch: None,
             warnings: Vec::new(),
             audit_annotations: BTreeMap::new(),
-            outcome: ACCEPTED,
+            outcome: Outcome::Accepted,
         }
     }
 
@@ -176,7 +210,14 @@ impl Answer {
     #[must_use]
     pub fn denied(request: &Request, message: String) -> Self {
         let status = Status { code: FORBIDDEN, reason: "Forbidden", message };
-        Self { allowed: false, status: Some(status), outcome: REFUSED, ..Self::accepted(request) }
+        Self { allowed: false, status: Some(status), outcome: Outcome::Refused, ..Self::accepted(request) }
+    }
+
+    /// Not now: what has to be known for an answer is not known. Nothing labelled in passes without one.
+    #[must_use]
+    pub fn failed(request: &Request, message: String) -> Self {
+        let status = Status { code: UNAVAILABLE, reason: "ServiceUnavailable", message };
+        Self { allowed: false, status: Some(status), outcome: Outcome::Failed, ..Self::accepted(request) }
     }
 
     fn refused(request: &Request, refusal: &Refusal) -> Self {
@@ -187,7 +228,7 @@ impl Answer {
         Self {
             warnings: why.warning().map(|warning| format!("countersign: {warning}")).into_iter().collect(),
             audit_annotations: BTreeMap::from([("skipped", why.label().to_owned())]),
-            outcome: SKIPPED,
+            outcome: Outcome::Skipped,
             ..Self::accepted(request)
         }
     }
@@ -195,14 +236,18 @@ impl Answer {
     fn injected(request: &Request, patch: &[Op], warnings: Vec<String>) -> Self {
         let audit = BTreeMap::from([("injected", env!("CARGO_PKG_VERSION").to_owned())]);
         let warnings = warnings.into_iter().map(|warning| format!("countersign: {warning}")).collect();
-        let answer = Self { warnings, audit_annotations: audit, outcome: UNCHANGED, ..Self::accepted(request) };
+        let answer =
+            Self { warnings, audit_annotations: audit, outcome: Outcome::Unchanged, ..Self::accepted(request) };
         if patch.is_empty() {
             return answer;
         }
         match serde_json::to_vec(patch) {
-            Ok(patch) => {
-                Self { patch_type: Some("JSONPatch"), patch: Some(STANDARD.encode(patch)), outcome: INJECTED, ..answer }
-            }
+            Ok(patch) => Self {
+                patch_type: Some("JSONPatch"),
+                patch: Some(STANDARD.encode(patch)),
+                outcome: Outcome::Injected,
+                ..answer
+            },
             // JSON that came in as JSON: it cannot happen, and must not admit if it does.
             Err(error) => Self::denied(request, format!("the patch cannot be written: {error}")),
         }
@@ -214,9 +259,9 @@ impl Answer {
         self.allowed
     }
 
-    /// A bounded word: `injected`, `unchanged`, `skipped`, `accepted`, `refused`.
+    /// What kind of answer it is.
     #[must_use]
-    pub fn outcome(&self) -> &'static str {
+    pub fn outcome(&self) -> Outcome {
         self.outcome
     }
 
@@ -241,12 +286,6 @@ impl Answer {
         serde_json::to_vec(&Review { api_version: API_VERSION, kind: KIND, response: self })
     }
 }
-
-const ACCEPTED: &str = "accepted";
-const INJECTED: &str = "injected";
-const REFUSED: &str = "refused";
-const SKIPPED: &str = "skipped";
-const UNCHANGED: &str = "unchanged";
 
 #[cfg(test)]
 mod tests;

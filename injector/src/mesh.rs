@@ -12,7 +12,7 @@ use crate::settings::{LEVELS, Setting};
 #[derive(Args, Clone, Debug)]
 pub struct MeshArgs {
     /// Image of the sidecar and of the container that sets the redirect rules
-    #[arg(long, env = "COUNTERSIGN_PROXY_IMAGE", value_name = "IMAGE", default_value = concat!("countersign-proxy:", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, env = "COUNTERSIGN_PROXY_IMAGE", value_name = "IMAGE", default_value = concat!("localhost/countersign-proxy:", env!("CARGO_PKG_VERSION")))]
     pub proxy_image: String,
     /// When the kubelet fetches it: Always, IfNotPresent, Never
     #[arg(long, env = "COUNTERSIGN_PROXY_IMAGE_PULL_POLICY", value_name = "WORD", default_value = "IfNotPresent")]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use countersign_api::ports;
 use countersign_api::probes::{self as api, Ask, Kind, Probe};
+use http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value, json};
 
 use crate::pod::{List, Pod, Problem, is_sidecar, name};
@@ -17,6 +18,11 @@ use crate::settings::OWN_PORTS;
 const HANDLERS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
 /// A postStart hook has no bound in Kubernetes; the sidecar needs one.
 const POST_START_SECONDS: u32 = 300;
+/// The sidecar itself starts with no longer timeout, no more probes, no more headers of one and no longer text than these.
+const MOST_SECONDS: u32 = 3600;
+const MOST_PROBES: usize = 128;
+const MOST_HEADERS: usize = 64;
+const LONGEST_TEXT: usize = 256 * 1024;
 /// `terminationGracePeriodSeconds`, where the pod has none.
 const GRACE_SECONDS: u64 = 30;
 
@@ -68,6 +74,12 @@ pub fn take(pod: &mut Pod, problems: &mut Vec<Problem>) -> Taken {
             }
         }
     }
+    let count = taken.probes.values().map(BTreeMap::len).sum::<usize>();
+    if count > MOST_PROBES || json!(taken.probes).to_string().len() > LONGEST_TEXT {
+        let problem =
+            format!("have {count} probes and hooks; a sidecar takes {MOST_PROBES}, of {LONGEST_TEXT} bytes together");
+        problems.push(Problem::new("spec.containers", problem));
+    }
     taken
 }
 
@@ -89,7 +101,7 @@ fn take_one(container: &mut Value, kind: Kind, place: &[&str], grace: u64) -> Re
         ask(container, handler, &probe[handler]).map_err(|(key, problem)| (format!("{handler}.{key}"), problem))?;
     let timeout_seconds = match kind {
         Kind::PostStart => POST_START_SECONDS,
-        Kind::PreStop => u32::try_from(grace).unwrap_or(u32::MAX),
+        Kind::PreStop => u32::try_from(grace).unwrap_or(MOST_SECONDS).clamp(1, MOST_SECONDS),
         _ => timeout(probe)?,
     };
     let original = json!({ handler: probe[handler] });
@@ -111,6 +123,9 @@ fn timeout(probe: &Value) -> Result<u32, Bad> {
         Some(value) => match value.as_u64().and_then(|seconds| u32::try_from(seconds).ok()) {
             // The API server reads 0 as "not said".
             Some(0) => Ok(1),
+            Some(seconds) if seconds > MOST_SECONDS => {
+                Err(("timeoutSeconds".to_owned(), format!("{seconds} is more than a sidecar waits, {MOST_SECONDS}")))
+            }
             Some(seconds) => Ok(seconds),
             None => Err(("timeoutSeconds".to_owned(), format!("{value} is not a number of seconds"))),
         },
@@ -140,12 +155,20 @@ fn ask(container: &Value, handler: &str, action: &Value) -> Result<Ask, Bad> {
 
 fn headers(action: &Value) -> Result<Vec<(String, String)>, Bad> {
     let list = action.get("httpHeaders").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if list.len() > MOST_HEADERS {
+        return Err(("httpHeaders".to_owned(), format!("are more than a sidecar sends, {MOST_HEADERS}")));
+    }
     let one = |(i, header): (usize, &Value)| {
-        let text = |key: &str| header.get(key).and_then(Value::as_str);
-        match (text("name"), text("value")) {
-            (Some(name), value) => Ok((name.to_owned(), value.unwrap_or_default().to_owned())),
-            (None, _) => Err((format!("httpHeaders[{i}].name"), "is missing, or is not a string".to_owned())),
+        let text = |key: &str| header.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (name, value) = (text("name"), text("value"));
+        let bad = |key: &str, what: &str| Err((format!("httpHeaders[{i}].{key}"), what.to_owned()));
+        if HeaderName::try_from(&name).is_err() {
+            return bad("name", "is missing, or is no name of a header");
         }
+        if HeaderValue::try_from(&value).is_err() {
+            return bad("value", "cannot be the value of a header");
+        }
+        Ok((name, value))
     };
     list.iter().enumerate().map(one).collect()
 }

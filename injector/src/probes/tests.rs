@@ -129,6 +129,12 @@ fn a_broken_probe_is_refused_by_its_field() {
     assert!(get(json!({ "scheme": "FTP" })).contains("readinessProbe.httpGet.scheme: \"FTP\""));
     assert!(get(json!({ "path": 1 })).contains("readinessProbe.httpGet.path: is not a string"));
     assert!(get(json!({ "httpHeaders": [{}] })).contains("httpGet.httpHeaders[0].name: is missing"));
+    assert!(get(json!({ "httpHeaders": [{ "name": "a b" }] })).contains("httpHeaders[0].name: "));
+    assert!(get(json!({ "httpHeaders": [{ "name": "a", "value": "b\nc" }] })).contains("httpHeaders[0].value: "));
+    let many: Vec<_> = (0..65).map(|i| json!({ "name": format!("h{i}") })).collect();
+    assert!(get(json!({ "httpHeaders": many })).contains("httpGet.httpHeaders: are more than"));
+    let long = json!({ "name": "a", "readinessProbe": { "tcpSocket": { "port": 1 }, "timeoutSeconds": 3601 } });
+    assert!(problem(long).contains("timeoutSeconds: 3601 is more than a sidecar waits"));
     let slow = json!({ "name": "a", "readinessProbe": { "tcpSocket": { "port": 1 }, "timeoutSeconds": -1 } });
     assert!(problem(slow).contains("readinessProbe.timeoutSeconds: -1 is not a number of seconds"));
 }
@@ -140,4 +146,20 @@ fn what_somebody_changed_since_stays_as_it_is() {
     let mut changed = pod(after.clone());
     give_back(&mut changed, &taken.originals);
     assert_eq!(changed, pod(after));
+}
+
+#[test]
+fn what_the_sidecar_would_not_start_with_is_refused_here() {
+    let many: Vec<_> =
+        (0..129).map(|i| json!({ "name": format!("a{i}"), "livenessProbe": { "tcpSocket": { "port": 1 } } })).collect();
+    let mut problems = Vec::new();
+    let _ = take(&mut Pod::read(&json!({ "spec": { "containers": many } })).unwrap(), &mut problems);
+    assert!(problems[0].to_string().starts_with("spec.containers: have 129 probes"), "{problems:?}");
+    for (grace, expected) in [(0, 1), (100_000, 3600)] {
+        let hook = json!({ "preStop": { "httpGet": { "port": 1 } } });
+        let spec =
+            json!({ "terminationGracePeriodSeconds": grace, "containers": [{ "name": "a", "lifecycle": hook }] });
+        let taken = take(&mut Pod::read(&json!({ "spec": spec })).unwrap(), &mut Vec::new());
+        assert_eq!(taken.probes["a"][&Kind::PreStop].timeout_seconds, expected);
+    }
 }

@@ -44,9 +44,10 @@ const ROOMS: &[Room] = &[
         ours: &["identity", "policy", "api", "admin", "credentials"],
         never: &["rustls", "tokio-rustls", "rcgen"],
     },
+    Room { package: "countersign-injector", ours: &["policy", "api", "admin"], never: &["tonic"] },
     Room {
         package: "countersign-cli",
-        ours: &["identity", "policy", "api", "kit", "benches"],
+        ours: &["identity", "policy", "api", "injector", "kit", "benches"],
         never: &["rustls", "tokio-rustls", "rcgen"],
     },
     Room { package: "countersign-kit", ours: &["identity", "api"], never: NO_CLUSTER },

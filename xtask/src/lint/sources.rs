@@ -17,16 +17,20 @@ struct Named {
 }
 
 const NAMED: &[Named] = &[
-    Named { name: "rustls::", only: &["credentials/src/", "proxy/src/tls", "proxy/src/wire", "tests/"], tests: true },
     Named {
-        name: "tokio_rustls::",
-        only: &["credentials/src/", "proxy/src/tls", "proxy/src/wire", "tests/"],
+        name: "rustls::",
+        only: &["credentials/src/", "proxy/src/tls", "proxy/src/wire", "injector/src/tls", "tests/"],
         tests: true,
     },
-    Named { name: "rcgen::", only: &["ca/src/", "credentials/src/", "tests/"], tests: true },
+    Named {
+        name: "tokio_rustls::",
+        only: &["credentials/src/", "proxy/src/tls", "proxy/src/wire", "injector/src/tls", "tests/"],
+        tests: true,
+    },
+    Named { name: "rcgen::", only: &["ca/src/", "credentials/src/", "injector/src/certificate", "tests/"], tests: true },
     Named {
         name: "kube::",
-        only: &["injector/", "controller/src/", "ca/src/kubernetes", "cli/src/cluster"],
+        only: &["injector/", "controller/src/source/kubernetes", "ca/src/kubernetes", "cli/src/cluster"],
         tests: true,
     },
     Named { name: "nix::", only: &["tests/"], tests: false },

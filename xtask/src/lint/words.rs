@@ -16,7 +16,7 @@ use scan::{is_word, words};
 
 const PAGE: &str = "docs/errors.md";
 /// Whose sources are read.
-const ROOMS: &[&str] = &["identity", "policy", "credentials", "admin", "proxy", "ca", "controller"];
+const ROOMS: &[&str] = &["identity", "policy", "credentials", "admin", "proxy", "ca", "controller", "injector"];
 
 /// Which words stand where: for each file, the lines with the longest path that fits count.
 struct Place {
@@ -68,6 +68,7 @@ const PLACES: &[Place] = &[
     place("controller/src/server/", &["Streams that the controller refuses or ends"]),
     place("controller/src/answer.rs", &[OTHER]),
     place("proxy/src/", &[OTHER]),
+    place("injector/src/", &["Admission"]),
 ];
 
 /// Checks the page against the sources.

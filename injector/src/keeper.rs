@@ -1,0 +1,150 @@
+//! Which serving certificates there are, which is served, and which roots the API server must know meanwhile.
+//!
+//! Called by `upkeep` with what the shared Secret holds. Pure but for making a new pair. All replicas come to the same answer from
+//! the same ring and the same time, so none leads. It must never serve a certificate whose root was not announced for a while,
+//! unless there is nothing else to serve.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::certificate::{MakeError, Pair};
+
+/// Longest time from a root's announcement to the first use of its leaf: API servers follow the webhook's configuration by a watch.
+const ANNOUNCED: Duration = Duration::from_secs(120);
+/// Pairs in a ring; there are two or three, unless somebody's clock runs wild.
+const MOST: usize = 8;
+
+/// All pairs that have not ended, the oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ring {
+    pairs: Vec<Pair>,
+}
+
+/// What a pair is made of.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Names of the service, the one that the API server asks for first.
+    pub names: Vec<String>,
+    /// Life of a pair; the next is made at half of it.
+    pub life: Duration,
+}
+
+impl Terms {
+    fn announced(&self) -> u64 {
+        (self.life / 10).min(ANNOUNCED).as_secs().max(1)
+    }
+
+    /// How often to look whether something is due.
+    #[must_use]
+    pub fn tick(&self) -> Duration {
+        (self.life / 100).clamp(Duration::from_secs(1), Duration::from_secs(10))
+    }
+}
+
+impl Ring {
+    /// The ring as it should be now; the same one if nothing is due.
+    ///
+    /// # Errors
+    /// No pair could be made.
+    pub fn tended(&self, terms: &Terms, now: u64) -> Result<Self, MakeError> {
+        let mut pairs: Vec<Pair> = self.pairs.iter().filter(|pair| pair.ends > now).cloned().collect();
+        let half = |pair: &Pair| pair.made.saturating_add(pair.ends.saturating_sub(pair.made) / 2);
+        if pairs.last().is_none_or(|newest| half(newest) <= now) {
+            let mut pair = Pair::make(&terms.names, now, terms.life)?;
+            if !pairs.is_empty() {
+                pair.serve_from = now.saturating_add(terms.announced());
+            }
+            pairs.push(pair);
+        }
+        let surplus = pairs.len().saturating_sub(MOST);
+        pairs.drain(..surplus);
+        Ok(Self { pairs })
+    }
+
+    /// The pair to serve: the newest whose time has come.
+    #[must_use]
+    pub fn serving(&self, now: u64) -> Option<&Pair> {
+        self.pairs.iter().rev().find(|pair| pair.serve_from <= now && pair.ends > now)
+    }
+
+    /// The roots that the API server must know, old and new.
+    #[must_use]
+    pub fn bundle(&self) -> String {
+        self.pairs.iter().map(|pair| pair.root.as_str()).collect()
+    }
+
+    /// Number of pairs.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: u64 = 1_800_000_000;
+    const DAY: u64 = 86_400;
+
+    fn terms() -> Terms {
+        Terms { names: vec!["i.s.svc".to_owned()], life: Duration::from_secs(DAY) }
+    }
+
+    fn at(ring: &Ring, now: u64) -> Ring {
+        ring.tended(&terms(), now).unwrap()
+    }
+
+    #[test]
+    fn the_first_is_served_at_once_and_renewed_at_half_its_life() {
+        let first = at(&Ring::default(), START);
+        assert_eq!(first.serving(START), first.pairs.first());
+        assert_eq!(at(&first, START + DAY / 2 - 1), first, "nothing is due");
+        let second = at(&first, START + DAY / 2);
+        assert_eq!((second.len(), &second.pairs[0]), (2, &first.pairs[0]));
+    }
+
+    #[test]
+    fn a_new_root_is_known_before_its_leaf_is_served_and_the_old_one_stays() {
+        let renewal = START + DAY / 2;
+        let ring = at(&at(&Ring::default(), START), renewal);
+        assert_eq!(ring.serving(renewal), Some(&ring.pairs[0]));
+        assert_eq!(ring.serving(renewal + 119), Some(&ring.pairs[0]));
+        assert_eq!(ring.serving(renewal + 120), Some(&ring.pairs[1]));
+        assert_eq!(ring.bundle(), format!("{}{}", ring.pairs[0].root, ring.pairs[1].root));
+        let later = at(&ring, START + DAY);
+        assert!(!later.pairs.contains(&ring.pairs[0]) && later.pairs.contains(&ring.pairs[1]));
+    }
+
+    #[test]
+    fn after_a_long_absence_there_is_one_new_pair_and_it_is_served_at_once() {
+        let ring = at(&at(&Ring::default(), START), START + 10 * DAY);
+        assert_eq!(ring.len(), 1);
+        assert!(ring.serving(START + 10 * DAY).is_some());
+    }
+
+    #[test]
+    fn at_any_moment_there_is_one_to_serve_and_the_ring_stays_short() {
+        let mut ring = Ring::default();
+        for step in 0..500 {
+            let now = START + step * DAY / 37;
+            ring = at(&ring, now);
+            let serving = ring.serving(now).unwrap();
+            assert!(serving.ends > now && ring.bundle().contains(&serving.root));
+            assert!(ring.len() <= 3);
+        }
+    }
+
+    #[test]
+    fn a_ring_travels_as_json() {
+        let ring = at(&Ring::default(), START);
+        assert_eq!(serde_json::from_str::<Ring>(&serde_json::to_string(&ring).unwrap()).unwrap(), ring);
+    }
+}
