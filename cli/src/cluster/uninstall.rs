@@ -20,6 +20,8 @@ use crate::output::{self, Format, Verdict};
 
 /// What each of our objects is labelled with.
 const OURS: &str = "app.kubernetes.io/part-of=countersign";
+/// Annotation by which the CA says whose roots these are: the namespace of its mesh.
+const SYSTEM: &str = "countersign.dev/system-namespace";
 const RULES: &str = "/apis/policy.countersign.dev/v1alpha1/authorizationpolicies";
 /// Pods that are named when they are in the way.
 const NAMED: usize = 10;
@@ -135,9 +137,7 @@ async fn find(api: &Api, namespace: &str) -> Result<BTreeSet<Name>> {
             found.insert(Name { row, namespace: text("namespace").filter(|_| kind.namespaced), name });
         }
     }
-    for map in named(api, "ConfigMap", names::BUNDLE_CONFIG_MAP).await? {
-        found.insert(map);
-    }
+    found.extend(roots(api, namespace).await?);
     for secret in [names::CA_STATE_SECRET, names::CA_KEY_SECRET] {
         let name = Name::new("Secret", Some(namespace), secret)?;
         if look(api, &name).await? {
@@ -165,12 +165,14 @@ async fn look(api: &Api, name: &Name) -> Result<bool> {
     Ok(api.get(&name.path()).await.with_context(|| format!("looking for {name}"))?.is_some())
 }
 
-/// Objects of one name in all namespaces.
-async fn named(api: &Api, kind: &str, name: &str) -> Result<Vec<Name>> {
-    let all = Name::new(kind, None, name)?.kind().collection(None);
-    let objects = api.list(&format!("{all}?fieldSelector=metadata.name%3D{name}")).await;
-    let objects = objects.with_context(|| format!("looking for {kind} {name} in all namespaces"))?;
-    objects.iter().map(|object| Name::new(kind, object["metadata"]["namespace"].as_str(), name)).collect()
+/// The ConfigMaps with the roots, in all namespaces; not those that say that they are another mesh's.
+async fn roots(api: &Api, namespace: &str) -> Result<Vec<Name>> {
+    let all = Name::new("ConfigMap", None, names::BUNDLE_CONFIG_MAP)?.kind().collection(None);
+    let objects = api.list(&format!("{all}?fieldSelector=metadata.name%3D{}", names::BUNDLE_CONFIG_MAP)).await;
+    let objects = objects.context("looking for the roots in all namespaces")?;
+    let keeper = |map: &Value| map["metadata"]["annotations"][SYSTEM].as_str().map(str::to_owned);
+    let ours = objects.iter().filter(|map| keeper(map).is_none_or(|keeper| keeper == namespace));
+    ours.map(|map| Name::new("ConfigMap", map["metadata"]["namespace"].as_str(), names::BUNDLE_CONFIG_MAP)).collect()
 }
 
 async fn sidecars(api: &Api) -> Result<BTreeSet<String>> {
