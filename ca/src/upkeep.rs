@@ -65,16 +65,21 @@ impl Upkeep {
         }
     }
 
-    /// Renews what is due: the issuer first, so that the own leaf comes from the newer one.
+    /// Renews what is due: the issuer first, so that the own leaf comes from the newer one. An issuer that could not be stored
+    /// does not keep the own leaf from being renewed by the one in force.
     pub async fn renew(&self) -> Result<(), UpkeepError> {
-        if let Some(draft) = self.state.draft_issuer(self.clock.now())? {
-            self.renew_issuer(draft).await?;
-        }
+        let issuer = match self.state.draft_issuer(self.clock.now()) {
+            Ok(Some(draft)) => self.renew_issuer(draft).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
         let authority = self.state.authority();
-        if self.own.due(&authority) {
-            self.own.renew(&authority, &self.audit).await?;
-        }
-        Ok(())
+        let own = match self.own.due(&authority) {
+            true => self.own.renew(&authority, &self.audit).await,
+            false => Ok(()),
+        };
+        issuer?;
+        Ok(own?)
     }
 
     /// Recorded, then stored, then in force. Where replicas share the state, one of them wins.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::token::{account, excerpt};
+use super::token::{account, cut, excerpt};
 use super::{AttestError, Caller};
 
 /// Keys under which the API server names the pod that a token is bound to (KEP-1205), and the token's own id (KEP-4193).
@@ -12,6 +12,9 @@ pub const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 pub const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 /// See [`POD_NAME`]: `JTI=` and the token's `jti`.
 pub const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+
+/// Characters of the API server's reason that are passed on.
+const REASON: usize = 300;
 
 /// Every service account is in this group, and in one more with its namespace behind a colon.
 const ACCOUNTS: &str = "system:serviceaccounts";
@@ -36,7 +39,7 @@ pub struct Review {
 /// The caller that a review speaks of.
 pub(super) fn judge(review: Review, audience: &str) -> Result<Caller, AttestError> {
     if !review.authenticated || review.error.is_some() {
-        let why = review.error.as_deref().map_or_else(|| "no reason was given".to_owned(), excerpt);
+        let why = review.error.map_or_else(|| "no reason was given".to_owned(), |error| cut(&error, REASON));
         return Err(AttestError::Refused(why));
     }
     // Empty where the API server knows nothing of audiences: then the token is for the API server itself, and not for us.

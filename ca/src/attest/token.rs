@@ -130,11 +130,16 @@ pub(crate) fn is_name(name: &str, max: usize) -> bool {
 
 /// At most 100 characters of what a caller wrote, escaped: for messages and records.
 pub(super) fn excerpt(text: &str) -> String {
+    cut(text, 100)
+}
+
+/// At most `max` characters of a text from outside, escaped.
+pub(super) fn cut(text: &str, max: usize) -> String {
     let mut out = String::new();
-    for shown in text.chars().take(100).map(char::escape_debug) {
+    for shown in text.chars().take(max).map(char::escape_debug) {
         let _ = write!(out, "{shown}");
     }
-    if text.chars().nth(100).is_some() {
+    if text.chars().nth(max).is_some() {
         out.push('…');
     }
     out

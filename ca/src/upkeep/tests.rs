@@ -112,6 +112,19 @@ async fn a_ca_that_slept_beyond_its_issuers_end_renews_it_when_it_wakes() {
     assert!(desk.upkeep.own.not_after().unwrap().as_secs() > START + 31 * DAY);
 }
 
+#[tokio::test]
+async fn an_issuer_that_cannot_be_stored_does_not_keep_the_own_leaf_from_being_renewed() {
+    let desk = desk();
+    desk.upkeep.renew().await.unwrap();
+    let (own, issuer) = (desk.own_serial(), desk.upkeep.state.authority().issuer().serial().to_owned());
+    // The temporary file cannot be made where a directory has its name.
+    std::fs::create_dir(desk.dir.path().join("state/ca.state.tmp")).unwrap();
+    desk.hand.advance(21 * DAY);
+    assert!(matches!(desk.upkeep.renew().await, Err(UpkeepError::Issuer(_))));
+    assert_eq!(desk.upkeep.state.authority().issuer().serial(), issuer);
+    assert_ne!(desk.own_serial(), own);
+}
+
 #[test]
 fn a_bad_key_file_is_told_once() {
     let desk = desk();
