@@ -16,7 +16,7 @@ pub const PROMISES: &[Promise] = &[
     ("the_bed_a_server_sees_the_address_of_the_client_pod", Others, source_address),
     ("the_bed_exec_logs_and_port_forward_work", Others, people),
     ("the_bed_a_native_sidecar_holds_the_app_back_until_its_startup_probe_passes", Others, native_sidecar),
-    ("the_bed_token_review_accepts_the_audience_of_a_projected_token_and_no_other", Others, token_review),
+    ("the_bed_token_review_accepts_a_token_for_its_audience_alone_and_while_its_pod_is_there", Others, token_review),
     ("the_bed_a_pod_with_a_read_only_root_and_no_capability_runs_a_static_image", Others, restricted),
 ];
 
@@ -188,7 +188,13 @@ fn token_review(cluster: &Cluster) -> Result<()> {
     ensure!(own["user"]["extra"]["authentication.kubernetes.io/pod-name"] == json!(["holder"]), "{own}");
     let other = review("https://kubernetes.default.svc.cluster.local")?;
     ensure!(other["authenticated"] != true, "{other}");
-    Ok(())
+    namespace.kubectl(&["delete", "pod", "holder"])?;
+    // It remembers good ones for 10 s.
+    until(Duration::from_secs(30), "the token ends with its pod", || {
+        let gone = review("countersign-ca")?;
+        ensure!(gone["authenticated"] != true, "{gone}");
+        Ok(())
+    })
 }
 
 const RESTRICTED: &str = r"
