@@ -41,7 +41,7 @@ fn each_bad_value_is_named_by_its_flag() {
     let file = format!("--source=dir:{}", temp.join("token").display());
     let long = format!("--admin-socket=/{}", "x".repeat(200));
     for (given, named) in [
-        ("--source=kubernetes", "--source \"kubernetes\": want dir:PATH"),
+        ("--source=cluster", "--source \"cluster\": want dir:PATH or kubernetes"),
         ("--source=dir:", "--source \"dir:\": want dir:PATH"),
         ("--source=dir:/nowhere/at/all", "--source dir:/nowhere/at/all: No such file"),
         (&file, "is not a directory"),
@@ -69,4 +69,30 @@ fn addresses_of_both_families_and_names_are_good() {
     for good in ["10.0.0.1:1", "[fd77::1]:15030", "ca.svc:15030", "a:1, b:2"] {
         assert!(good.split(',').all(is_host_and_port), "{good}");
     }
+}
+
+#[test]
+fn a_cluster_is_a_source_with_ranges_or_without() {
+    let temp = Temp::new();
+    let ranges = |more: &[&str]| {
+        let line: Vec<&str> = std::iter::once("--source=kubernetes").chain(more.iter().copied()).collect();
+        check(&temp, &line).map(|config| match config.source {
+            Source::Kubernetes(ranges) => (ranges.pods.len(), ranges.services.len()),
+            Source::Directory(_) => (usize::MAX, usize::MAX),
+        })
+    };
+    assert_eq!(ranges(&[]), Ok((0, 0)));
+    assert_eq!(ranges(&["--pod-range=10.77.0.0/16,fd77::/64", "--pod-range=10.78.0.0/16"]), Ok((3, 0)));
+    assert_eq!(ranges(&["--pod-range=10.77.0.0/16", "--service-range=10.96.0.0/12"]), Ok((1, 1)));
+    for (line, want) in [
+        (&["--pod-range=10.77.0.1/16"][..], "--pod-range \"10.77.0.1/16\": has host bits set; 10.77.0.0/16 is meant?"),
+        (&["--service-range=all"], "--service-range \"all\": is not a CIDR"),
+        (&["--pod-range=10.0.0.0/8", "--service-range=10.96.0.0/12"], "--service-range \"10.96.0.0/12\": overlaps --pod-range 10.0.0.0/8"),
+        (&["--pod-range=::ffff:10.0.0.0/104"], "write the range as IPv4"),
+    ] {
+        let error = ranges(line).unwrap_err();
+        assert!(error.contains(want), "{error}");
+    }
+    let error = check(&temp, &["--pod-range=10.77.0.0/16"]).unwrap_err();
+    assert!(error.contains("has no meaning with --source dir:PATH"), "{error}");
 }

@@ -205,7 +205,7 @@ impl Session {
             );
         }
         let seat = shared.registry.sit(record);
-        let rules_due = snapshot.serves_rules();
+        let rules_due = snapshot.serves_rules_to(&seat.record.name.namespace);
         Ok(Session { seat, snapshot, index, sent: None, rules_due, wanted: Wanted::new(Instant::now()), shared })
     }
 
@@ -247,11 +247,13 @@ impl Session {
     fn changed(&mut self) -> Result<(), End> {
         let snapshot = Arc::clone(&self.shared.snapshots.borrow_and_update());
         let Some(index) = snapshot.index.clone() else { return Ok(()) };
-        if Arc::ptr_eq(&index, &self.index) && snapshot.serves_rules() == self.snapshot.serves_rules() {
+        let namespace = &self.seat.record.name.namespace;
+        let served = snapshot.serves_rules_to(namespace);
+        if Arc::ptr_eq(&index, &self.index) && served == self.snapshot.serves_rules_to(namespace) {
             return Ok(());
         }
         let member = admit(&index, &self.seat.record.claim)?;
-        self.rules_due = snapshot.serves_rules() && self.sent.as_deref() != Some(&rules::revision(&index, member));
+        self.rules_due = served && self.sent.as_deref() != Some(&rules::revision(&index, member));
         if index.topology() != self.index.topology() {
             self.wanted.recheck(&index);
         }

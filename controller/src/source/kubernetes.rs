@@ -159,7 +159,9 @@ fn log(old: &Snapshot, new: &Snapshot) {
             error!(object = problem.file, field = problem.field, "{problem}");
         }
     }
-    for problem in old.problems.iter().filter(|old| !new.problems.iter().any(|new| new.file == old.file)).take(LOGGED) {
+    let mended = old.problems.iter().filter(|old| !new.problems.iter().any(|new| new.file == old.file));
+    // Before there was a picture, that one is there says it all.
+    for problem in mended.take(LOGGED).filter(|_| old.index.is_some()) {
         info!(object = problem.file, "is good again");
     }
     for warning in new.warnings.iter().filter(|warning| !old.warnings.contains(warning)).take(LOGGED) {

@@ -166,7 +166,7 @@ async fn pictures_come_at_most_ten_a_second() {
     running.until_there("10.77.0.11", true).await;
     let (before, at) = (running.snapshots.borrow().change, Instant::now());
     for i in 0..500 {
-        running.api.put(PODS, pod("churn", &format!("10.77.0.{}", 20 + i % 2)));
+        running.api.put(PODS, pod("churn", &format!("10.77.0.{}", 20 + i % 200)));
         tokio::time::sleep(Duration::from_millis(4)).await;
     }
     let (pictures, seconds) = (running.snapshots.borrow().change - before, at.elapsed().as_secs_f64());
