@@ -24,7 +24,12 @@ pub enum Why {
     NamespaceLabel,
     /// It has the node's network: redirect rules there would be the node's.
     HostNetwork,
+    /// It only mirrors a static pod, which the kubelet runs from a file and not from what the API server holds.
+    MirrorPod,
 }
+
+/// Annotation of a mirror pod; only a node may make one.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 impl Why {
     /// A word for it, in audit annotations and metrics.
@@ -34,6 +39,7 @@ impl Why {
             Self::PodLabel => "pod_label",
             Self::NamespaceLabel => "namespace_label",
             Self::HostNetwork => "host_network",
+            Self::MirrorPod => "mirror_pod",
         }
     }
 
@@ -45,6 +51,9 @@ impl Why {
                 "spec.hostNetwork: a pod on the node's network gets no sidecar: it is no part of the mesh, and meshed pods \
                  refuse it unless a rule admits it as unauthenticated",
             ),
+            Self::MirrorPod => {
+                Some("a static pod gets no sidecar at admission: put one into its file (countersign inject)")
+            }
             Self::PodLabel | Self::NamespaceLabel => None,
         }
     }
@@ -65,7 +74,11 @@ pub fn of(pod: &Pod, namespace: Option<&str>) -> Result<Membership, Problem> {
         (Some(word), _) => return Err(bad(format!("metadata.labels[{label:?}]"), word)),
         (None, Some(word)) => return Err(bad(format!("the namespace's metadata.labels[{label:?}]"), word)),
     }
-    Ok(if pod.says("hostNetwork") { Membership::Out(Why::HostNetwork) } else { Membership::In })
+    if pod.says("hostNetwork") {
+        return Ok(Membership::Out(Why::HostNetwork));
+    }
+    let mirror = pod.annotations().any(|(key, _)| key == MIRROR);
+    Ok(if mirror { Membership::Out(Why::MirrorPod) } else { Membership::In })
 }
 
 #[cfg(test)]
@@ -108,5 +121,12 @@ mod tests {
         assert_eq!(member(None, Some("enabled"), true), Ok(Membership::Out(Why::HostNetwork)));
         assert!(Why::HostNetwork.warning().is_some());
         assert_eq!(member(None, None, true), Ok(Membership::Out(Why::NamespaceLabel)), "nobody asked for it");
+    }
+
+    #[test]
+    fn a_mirror_of_a_static_pod_is_left_alone() {
+        let pod =
+            json!({ "metadata": { "annotations": { MIRROR: "x" } }, "spec": { "containers": [{ "name": "a" }] } });
+        assert_eq!(of(&Pod::read(&pod).unwrap(), Some("enabled")), Ok(Membership::Out(Why::MirrorPod)));
     }
 }

@@ -125,6 +125,14 @@ impl Mesh {
         if !matches!(args.proxy_image_pull_policy.as_str(), "Always" | "IfNotPresent" | "Never") {
             return Err(bad("proxy-image-pull-policy", "is none of Always, IfNotPresent, Never".to_owned()));
         }
+        if !args.trust_domain.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_')) {
+            return Err(bad("trust-domain", format!("{:?} is no trust domain (a-z 0-9 . - _)", args.trust_domain)));
+        }
+        for (flag, text) in [("ca-address", &args.ca_address), ("controller-address", &args.controller_address)] {
+            if let Some(text) = text.as_deref().filter(|text| !text.split(',').all(is_address)) {
+                return Err(bad(flag, format!("{text:?} is not HOST:PORT, several separated by commas")));
+            }
+        }
         if !is_label(&args.system_namespace) {
             return Err(bad("system-namespace", format!("{:?} is no name of a namespace", args.system_namespace)));
         }
@@ -187,6 +195,12 @@ fn permitted(list: &[String]) -> Result<Vec<Setting>, String> {
     list.iter().map(one).collect()
 }
 
+fn is_address(text: &str) -> bool {
+    let port = |text: &str| text.parse::<u16>().is_ok_and(|port| port != 0);
+    text.rsplit_once(':')
+        .is_some_and(|(host, number)| !host.is_empty() && !host.contains(char::is_whitespace) && port(number))
+}
+
 /// A DNS label (RFC 1123).
 fn is_label(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -230,6 +244,9 @@ pub(crate) mod tests {
             (&["--system-namespace", "A"], "system-namespace"),
             (&["--proxy-image-pull-policy", "Sometimes"], "proxy-image-pull-policy"),
             (&["--trust-domain", ""], "trust-domain"),
+            (&["--trust-domain", "Mesh"], "trust-domain"),
+            (&["--ca-address", "ca"], "ca-address"),
+            (&["--controller-address", "a:1,b:0"], "controller-address"),
         ] {
             assert_eq!(mesh(flags).unwrap_err().flag, name);
         }

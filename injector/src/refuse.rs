@@ -21,6 +21,9 @@ pub fn check(mesh: &Mesh, namespace: &Namespace<'_>, pod: &Pod, problems: &mut V
     if pod.spec().pointer("/os/name").and_then(Value::as_str) == Some("windows") {
         problems.push(Problem::new("spec.os.name", "a sidecar runs on Linux only"));
     }
+    if pod.spec().get("nodeSelector").and_then(|selector| selector.get(OS)).and_then(Value::as_str) == Some("windows") {
+        problems.push(Problem::new(format!("spec.nodeSelector[{OS:?}]"), "a sidecar runs on Linux only"));
+    }
     if user(pod.spec()) == Some(PROXY_UID.into()) {
         problems.push(Problem::new("spec.securityContext.runAsUser", own_user()));
     }
@@ -57,6 +60,9 @@ pub fn check(mesh: &Mesh, namespace: &Namespace<'_>, pod: &Pod, problems: &mut V
         }
     }
 }
+
+/// Label of a node.
+const OS: &str = "kubernetes.io/os";
 
 /// Without us saying so, the API server would refuse the pod with a message about a container that its author never wrote.
 fn pod_security(mesh: &Mesh, namespace: &Namespace<'_>, problems: &mut Vec<Problem>) {

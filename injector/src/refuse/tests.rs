@@ -57,6 +57,8 @@ fn names_of_ours_are_refused_wherever_somebody_else_uses_them() {
 fn windows_is_refused() {
     assert_eq!(fields(json!({ "os": { "name": "windows" } })), ["spec.os.name"]);
     assert_eq!(fields(json!({ "os": { "name": "linux" } })), Vec::<String>::new());
+    assert_eq!(fields(json!({ "nodeSelector": { OS: "windows" } })), ["spec.nodeSelector[\"kubernetes.io/os\"]"]);
+    assert_eq!(fields(json!({ "nodeSelector": { OS: "linux" } })), Vec::<String>::new());
 }
 
 #[test]

@@ -30,7 +30,7 @@ const NAMED: &[Named] = &[
     Named { name: "rcgen::", only: &["ca/src/", "credentials/src/", "injector/src/certificate", "tests/"], tests: true },
     Named {
         name: "kube::",
-        only: &["injector/", "controller/src/source/kubernetes", "ca/src/kubernetes", "cli/src/cluster"],
+        only: &["injector/src/kubernetes", "controller/src/source/kubernetes", "ca/src/kubernetes", "cli/src/cluster"],
         tests: true,
     },
     Named { name: "nix::", only: &["tests/"], tests: false },
