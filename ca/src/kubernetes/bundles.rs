@@ -174,7 +174,9 @@ impl Desk {
             let at = self.lately.get(own).map_or(now, |written| *written + FIRST_PAUSE);
             self.due.insert(own.to_owned(), Due { failures: 0, at });
         }
-        self.publisher.metrics.bundles_behind(self.due.len());
+        // Of what could not be listed yet, our own namespace at least may be behind.
+        let unknown = usize::from(!self.seen.complete());
+        self.publisher.metrics.bundles_behind(self.due.len() + unknown);
     }
 
     fn is_in_step(&self, namespace: &str, authority: &Authority) -> bool {

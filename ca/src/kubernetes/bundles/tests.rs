@@ -286,6 +286,20 @@ async fn failures_are_tried_again_and_hold_up_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_listed_is_not_taken_for_being_in_step() {
+    let server = ApiServer::new();
+    server.fail("list", "configmaps", Fault::Status(403, "Forbidden"), 3);
+    let desk = desk(server).await;
+    desk.server.until_asked(|asked| asked.iter().any(|one| one.resource == "configmaps")).await;
+    while !desk.behind(1) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(desk.server.count("patch", "configmaps"), 0, "nothing is written blindly");
+    desk.there(OWN).await;
+    desk.settled().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn lists_and_watches_that_fail_only_cost_time() {
     let server = ApiServer::new();
     for resource in ["namespaces", "pods", "configmaps"] {
