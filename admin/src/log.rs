@@ -11,7 +11,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Registry, reload};
 
-use crate::http::{self, Answer, StatusCode};
+use crate::http::{self, Answer};
 
 /// Longest filter accepted, in bytes.
 pub const MAX_FILTER: usize = 1024;
@@ -101,12 +101,6 @@ pub fn parse(filter: &str) -> Result<EnvFilter, LogError> {
 #[must_use]
 pub fn as_json(filter: &str) -> Answer {
     http::json(&json!({ "filter": filter }))
-}
-
-/// `/log` as the filter alone, a line.
-#[must_use]
-pub fn as_line(filter: &str) -> Answer {
-    http::text(StatusCode::OK, format!("{filter}\n"))
 }
 
 #[cfg(test)]

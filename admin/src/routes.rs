@@ -39,7 +39,7 @@ impl fmt::Debug for Routes {
 }
 
 impl Routes {
-    /// `GET|PUT /log`, where the filter is `shown` as [`crate::log::as_json`] or [`crate::log::as_line`] does.
+    /// `GET|PUT /log`, where the filter is `shown` as [`crate::log::as_json`] does.
     pub fn new(log: Log, shown: fn(&str) -> Answer) -> Self {
         Self { log, shown, routes: Vec::new() }
     }

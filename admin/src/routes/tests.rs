@@ -74,9 +74,9 @@ async fn the_log_changes_while_it_runs_and_a_bad_filter_changes_nothing() {
 
 #[tokio::test]
 async fn a_log_that_is_not_ours_is_said_so_and_left_alone() {
-    let served = served(Log::none(), log::as_line);
+    let served = served(Log::none(), log::as_json);
     assert_eq!(served.ask("PUT", "/log", "debug").await, (400, "the log is not ours to change\n".to_owned()));
-    assert_eq!(served.ask("GET", "/log", "").await, (200, "not ours\n".to_owned()));
+    assert_eq!(served.get("/log").await["filter"], "not ours");
 }
 
 #[tokio::test]
