@@ -5,6 +5,7 @@
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::exec::own_program;
 use super::say::Say;
 use super::stage::{REFRESH, Stage};
 
@@ -28,28 +29,29 @@ pub fn wait(stage: &Stage, say: &Say) -> Result<()> {
 }
 
 fn lines(stage: &Stage) -> Vec<String> {
-    let own = own_name();
+    let own = own_program().map_or_else(|_| "countersign".to_owned(), |path| path.display().to_string());
     let (service, pod) = (stage.service_url("/"), stage.pod_url(&stage.backends[0], "/"));
     let sockets = stage.sockets().display();
     let mut lines = vec![String::new(), "It is left running. In another terminal, as the same user, try:".to_owned()];
+    let rules = format!("{sockets}/objects/rules.yaml");
     let tries = [
         ("allowed", "frontend", format!("curl -s {service}")),
         ("allowed, IPv6", "frontend", "curl -s 'http://[fd96::a]/'".to_owned()),
-        ("refused: no rule", "intruder", format!("curl {service}")),
-        ("refused: plaintext", "stranger", format!("curl {pod}")),
+        ("refused: no rule", "intruder", format!("curl -sS {service}")),
+        ("refused: plaintext", "stranger", format!("curl -sS {pod}")),
         ("all processes", "system", format!("{own} status --dir {sockets}")),
         ("metrics", "backend-1", "curl -s http://127.0.0.1:15020/metrics".to_owned()),
+        (
+            "another rule: then intruder is let in",
+            "system",
+            format!("sed -i 's/name: frontend}}/name: intruder}}/' {rules}"),
+        ),
         ("a shell", "frontend", "bash".to_owned()),
     ];
     for (what, pod, command) in tries {
         lines.push(format!("   {own} demo exec {pod} {command}    # {what}"));
     }
-    lines.push(format!("The rules are in {sockets}/objects/rules.yaml (seen from any pod): edit them and try again."));
+    lines.push(format!("The rules are in {rules}, seen from any pod: edit them and try again."));
     lines.push("Ctrl-C ends it; nothing is left behind.".to_owned());
     lines
-}
-
-/// This program's own path: absolute, since it is also typed inside the pods.
-fn own_name() -> String {
-    std::env::current_exe().map_or_else(|_| "countersign".to_owned(), |path| path.display().to_string())
 }
