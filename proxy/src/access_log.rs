@@ -144,6 +144,7 @@ pub fn write_line(out: &mut impl Write, outcome: &Outcome) -> io::Result<()> {
 #[derive(Serialize)]
 struct Line<'a> {
     time: String,
+    connection: u64,
     direction: &'static str,
     source_address: SocketAddr,
     destination_address: Option<SocketAddr>,
@@ -170,6 +171,7 @@ impl<'a> Line<'a> {
         let name = |name: &std::sync::Arc<str>| harmless(name, MAX_NAME);
         Self {
             time: rfc3339(outcome.started),
+            connection: outcome.connection,
             direction: outcome.direction.label(),
             source_address: outcome.source,
             destination_address: outcome.destination,

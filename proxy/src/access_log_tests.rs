@@ -13,6 +13,7 @@ fn outcome() -> Outcome {
     let id = |account: &str| SpiffeId::parse(&format!("spiffe://cluster.local/ns/shop/sa/{account}")).ok();
     let addr = |text: &str| text.parse::<SocketAddr>().unwrap();
     Outcome {
+        connection: 42,
         direction: Direction::Inbound,
         started: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_249_500_007),
         duration: Duration::from_micros(12_345),
@@ -45,7 +46,7 @@ fn line(outcome: &Outcome) -> String {
 #[test]
 fn the_line_is_this_one() {
     let expected = concat!(
-        r#"{"time":"2026-11-21T08:25:00.007Z","direction":"inbound","source_address":"10.77.0.9:40000","#,
+        r#"{"time":"2026-11-21T08:25:00.007Z","connection":42,"direction":"inbound","source_address":"10.77.0.9:40000","#,
         r#""destination_address":"10.77.0.11:8080","upstream_address":"10.77.0.11:8080","#,
         r#""source_id":"spiffe://cluster.local/ns/shop/sa/frontend","#,
         r#""destination_id":"spiffe://cluster.local/ns/shop/sa/backend","security":"mutual_tls","#,

@@ -1,17 +1,23 @@
 //! The account of one application connection: opened when it is accepted, filled in along the journey, closed exactly once,
-//! however the journey ends.
+//! however the journey ends. At level `debug` each entry is a line of the process's log as well, under the connection's number.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use countersign_identity::SpiffeId;
 use tokio::time::Instant;
+use tracing::debug;
 
 use crate::metrics::OpenGuard;
 use crate::outcome::{Blame, Direction, Outcome, Security};
 use crate::permit::{Denial, Permit};
 use crate::proxy::Proxy;
 use crate::tls::Peer;
+
+/// Connections so far.
+static COUNTED: AtomicU64 = AtomicU64::new(0);
 
 /// An account. Dropped without [`Account::close`], it records that the connection was cut by us.
 #[derive(Debug)]
@@ -28,12 +34,15 @@ impl Account {
     /// Opens the account of a connection that was just accepted (or whose `OPEN` just came).
     #[must_use]
     pub fn open(proxy: &Arc<Proxy>, direction: Direction, source: SocketAddr) -> Self {
+        let connection = COUNTED.fetch_add(1, Ordering::Relaxed) + 1;
+        debug!(connection, direction = direction.label(), %source, "connection: accepted");
         Self {
             proxy: Arc::clone(proxy),
             began: Instant::now(),
             _open: proxy.metrics.connection_opened(direction),
             closed: false,
             outcome: Outcome {
+                connection,
                 direction,
                 started: SystemTime::now(),
                 duration: Duration::ZERO,
@@ -58,8 +67,22 @@ impl Account {
         }
     }
 
+    /// Notes where it was going.
+    pub fn destination(&mut self, destination: SocketAddr) {
+        debug!(connection = self.outcome.connection, %destination, "connection: destination");
+        self.outcome.destination = Some(destination);
+    }
+
+    /// Notes the endpoint that is tried, and who is expected there.
+    pub fn endpoint(&self, endpoint: SocketAddr, expected: Option<&SpiffeId>) {
+        let expected = expected.map(SpiffeId::as_str);
+        debug!(connection = self.outcome.connection, %endpoint, expected, "connection: endpoint chosen");
+    }
+
     /// Notes the proven other end.
     pub fn peer(&mut self, peer: &Peer, reused: bool) {
+        let (id, group) = (peer.id.id().as_str(), peer.group);
+        debug!(connection = self.outcome.connection, peer = id, group, reused, "connection: mutual TLS is up");
         let theirs = Some(peer.id.id().clone());
         let ours = self.proxy.own_id();
         let (source, destination) = match self.outcome.direction {
@@ -78,6 +101,8 @@ impl Account {
         self.outcome.rule.clone_from(&permit.rule);
         self.outcome.revision = Some(Arc::clone(&permit.revision));
         self.outcome.would_deny.clone_from(&permit.would_deny);
+        let rule = permit.rule.as_deref();
+        debug!(connection = self.outcome.connection, rule, revision = &*permit.revision, "connection: allowed");
     }
 
     /// Closes the account with a denial of ours.
@@ -99,6 +124,15 @@ impl Account {
     fn record(&mut self) {
         self.closed = true;
         self.outcome.duration = self.began.elapsed();
+        debug!(
+            connection = self.outcome.connection,
+            result = self.outcome.result,
+            blame = self.outcome.blame.label(),
+            sent = self.outcome.sent,
+            received = self.outcome.received,
+            detail = self.outcome.detail,
+            "connection: over"
+        );
         self.proxy.metrics.record(&self.outcome);
         self.proxy.access_log.record(&self.outcome);
     }

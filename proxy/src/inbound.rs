@@ -81,7 +81,7 @@ fn own_destination(
 ) -> Result<InboundDestination, Refusal> {
     let bad = |detail: String| Refusal { result: "bad_destination", blame: Blame::Peer, detail };
     let named = named.map_err(|e| bad(format!("no original destination: {e}")))?;
-    account.outcome.destination = Some(named);
+    account.destination(named);
     let destination = proxy.own.inbound(named).map_err(|why| bad(why.to_string()))?;
     proxy.proof.seen(); // no port of ours: only the redirect brings it here
     Ok(destination)

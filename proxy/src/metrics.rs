@@ -3,6 +3,7 @@
 //! The journeys, discovery and the TLS steps call it through cheap clones; `health` serves [`Metrics::encode`].
 //! It must never grow with what peers do: every label is a bounded word, or capped with `other` for the rest.
 
+mod begin;
 mod follow;
 mod labels;
 mod process;
@@ -175,7 +176,7 @@ impl Metrics {
             ours,
             process,
         };
-        Self(Arc::new(inner))
+        Self(Arc::new(inner)).begin()
     }
 
     /// An application connection was accepted; it counts as open until the guard is dropped.
@@ -237,9 +238,10 @@ impl Metrics {
         (self.0.inbound.open.get(), self.0.outbound.open.get())
     }
 
-    /// The pool holds this many idle connections.
-    pub fn pool_idle(&self, connections: usize) {
-        self.0.pool_idle.set(i64::try_from(connections).unwrap_or(i64::MAX));
+    /// How many idle connections the pool holds, for the pool to say.
+    #[must_use]
+    pub fn pool_idle(&self) -> Gauge {
+        self.0.pool_idle.clone()
     }
 
     /// The pool was asked; `result` is a bounded word, e.g. `reused`, `empty`, `stale`.

@@ -13,6 +13,7 @@ fn id(account: &str) -> SpiffeId {
 
 fn outcome(source: &str) -> Outcome {
     Outcome {
+        connection: 1,
         direction: Direction::Inbound,
         started: SystemTime::now(),
         duration: Duration::ZERO,
@@ -53,6 +54,25 @@ fn a_connection_is_counted_once_with_both_identities() {
     has(&metrics, &format!("countersign_tcp_sent_bytes_total{{{FRONTEND}}} 200"));
     has(&metrics, &format!("countersign_tcp_received_bytes_total{{{FRONTEND}}} 4000"));
     has(&metrics, "countersign_tcp_connection_ends_total{direction=\"inbound\",result=\"ok\",blame=\"none\"} 2");
+}
+
+#[test]
+fn what_has_not_happened_yet_is_there_at_zero() {
+    let metrics = Metrics::new();
+    for line in [
+        "connections_shed_total{reason=\"handshake_slots\"} 0",
+        "tcp_connection_ends_total{direction=\"inbound\",result=\"ok\",blame=\"none\"} 0",
+        "tls_handshakes_total{direction=\"outbound\",result=\"ok\",reason=\"\",group=\"X25519MLKEM768\"} 0",
+        "tls_handshake_duration_seconds_count{direction=\"inbound\"} 0",
+        "discovery_lookups_total{result=\"no_answer\"} 0",
+        "pool_takes_total{result=\"reused\"} 0",
+        "identity_cert_refresh_total{result=\"failed\"} 0",
+        "controller_connections_total{result=\"ok\"} 0",
+        "policy_updates_total{result=\"refused\"} 0",
+        "authz_decisions_total{direction=\"inbound\",decision=\"deny\",policy=\"none\"} 0",
+    ] {
+        has(&metrics, &format!("countersign_{line}"));
+    }
 }
 
 #[test]
@@ -101,7 +121,7 @@ fn strangers_cannot_make_it_grow() {
     for name in ["tcp_connections_closed_total", "tcp_sent_bytes_total", "tcp_received_bytes_total"] {
         assert_eq!(series(&format!("countersign_{name}")), MAX_PEERS + 1);
     }
-    assert_eq!(series("countersign_authz_decisions_total"), MAX_RULES + 1);
+    assert_eq!(series("countersign_authz_decisions_total"), MAX_RULES + 2, "with the one that began at zero");
     assert_eq!(series("countersign_plaintext_inside_mesh_total"), MAX_PLAINTEXT + 1);
     let rest = 2000 - MAX_PEERS;
     let other = FRONTEND.replace("spiffe://cluster.local/ns/shop/sa/frontend", OTHER);

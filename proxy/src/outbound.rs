@@ -78,14 +78,17 @@ async fn travel(
         match route.next_hop(proxy).await? {
             Hop::Own(address) => return own(proxy, app, address, held, account).await,
             Hop::Plain { address, inside } => {
+                account.endpoint(address, None);
                 if plain(proxy, app, address, inside, &mut route, account).await? {
                     return Ok(());
                 }
             }
             Hop::Meshed { address, id } => {
+                account.endpoint(address, Some(&id));
                 let Some(ready) = link_to(proxy, address, &id, &mut route).await? else {
                     continue;
                 };
+                route.worked();
                 match converse(proxy, app, ready, &mut held, account).await? {
                     Spoken::Well => return Ok(()),
                     Spoken::Unheard(why) => route.retry(address, why, held.is_whole())?,
@@ -102,7 +105,7 @@ fn outside_destination(
 ) -> Result<SocketAddr, Refusal> {
     let bad = |detail: String| Refusal { result: "bad_destination", blame: Blame::App, detail };
     let named = named.map_err(|e| bad(format!("no original destination: {e}")))?;
-    account.outcome.destination = Some(named);
+    account.destination(named);
     proxy.own.outbound(named).map_err(|why| bad(why.to_string()))
 }
 
@@ -189,7 +192,6 @@ async fn converse(
     account: &mut Account,
 ) -> Result<Spoken, Stop> {
     let Ready { permit, mut link, peer, key, reused } = ready;
-    let _load = proxy.picks.load(key.address);
     let _proven_anew = proxy.reauth.dialled(&peer, key.address);
     account.peer(&peer, reused);
     account.permit(&permit);
@@ -253,7 +255,6 @@ async fn plain(
     if inside {
         proxy.metrics.plaintext_inside_mesh(address.ip());
     }
-    let _load = proxy.picks.load(address);
     account.outcome.upstream = Some(address);
     splice(proxy, &permit, app, Vec::new(), &mut server, account).await?;
     Ok(true)

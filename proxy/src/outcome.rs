@@ -86,6 +86,8 @@ impl Blame {
 /// The record of one application connection.
 #[derive(Clone, Debug)]
 pub struct Outcome {
+    /// Number of the connection, counted from the start of the process: the same in each line of the log about it.
+    pub connection: u64,
     /// Which journey.
     pub direction: Direction,
     /// When it was accepted.

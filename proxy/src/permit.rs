@@ -7,11 +7,10 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use countersign_policy::{Attempt, Decision, Egress, PolicySet, Principal, Source, decide};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{SetOnce, watch};
 
 use crate::intercept::guard::InboundDestination;
 use crate::tls::Peer;
@@ -82,11 +81,8 @@ struct Open {
     entries: HashMap<u64, (Asking, Arc<Revocation>)>,
 }
 
-#[derive(Debug, Default)]
-struct Revocation {
-    token: CancellationToken,
-    why: OnceLock<Denial>,
-}
+/// Set once, with the reason.
+type Revocation = SetOnce<Denial>;
 
 /// The right of one application connection to be relayed, for as long as rules allow it.
 #[derive(Debug)]
@@ -114,7 +110,7 @@ impl Permits {
     /// # Errors
     /// A [`Denial`] that explains itself; no rules known is one.
     pub fn admit(self: &Arc<Self>, asking: Asking) -> Result<Permit, Denial> {
-        let revocation = Arc::new(Revocation::default());
+        let revocation = Arc::new(Revocation::new());
         let key = {
             let mut open = self.lock();
             open.next += 1;
@@ -137,7 +133,7 @@ impl Permits {
         permit.rule = allowed.rule;
         permit.revision = allowed.revision;
         permit.would_deny = allowed.would_deny;
-        match permit.revocation.why.get() {
+        match permit.revocation.get() {
             Some(denial) => Err(denial.clone()),
             None => Ok(permit),
         }
@@ -159,10 +155,8 @@ impl Permits {
             let current = rules.borrow_and_update().clone();
             let open = self.lock();
             for (asking, revocation) in open.entries.values() {
-                if let Err(denial) = judge(current.as_deref(), asking)
-                    && revocation.why.set(denial).is_ok()
-                {
-                    revocation.token.cancel();
+                if let Err(denial) = judge(current.as_deref(), asking) {
+                    let _ = revocation.set(denial); // revoked once, for the first reason
                 }
             }
         }
@@ -182,11 +176,7 @@ impl Permits {
 impl Permit {
     /// Waits until rules no longer allow the connection, and says why.
     pub async fn revoked(&self) -> Denial {
-        self.revocation.token.cancelled().await;
-        match self.revocation.why.get() {
-            Some(denial) => denial.clone(),
-            None => denial("rules_changed", None, None),
-        }
+        self.revocation.wait().await.clone()
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_identity::SpiffeId;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use crate::tls::{Generation, Peer};
@@ -54,6 +55,8 @@ pub struct Limits {
 pub struct Pool {
     limits: Limits,
     kept: Mutex<Shelves>,
+    /// How many are kept, as it changes.
+    shown: Gauge,
 }
 
 #[derive(Debug, Default)]
@@ -63,10 +66,10 @@ struct Shelves {
 }
 
 impl Pool {
-    /// An empty pool.
+    /// An empty pool; `shown` follows how many links it keeps.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
-        Self { limits, kept: Mutex::default() }
+    pub fn new(limits: Limits, shown: Gauge) -> Self {
+        Self { limits, kept: Mutex::default(), shown }
     }
 
     /// The most recently used link that is still good.
@@ -82,6 +85,7 @@ impl Pool {
                 }
                 let kept = kept?;
                 shelves.total -= 1;
+                self.shown.dec();
                 kept
             };
             let fresh = now.saturating_duration_since(kept.since) < self.limits.idle && kept.peer.ends() > now + MARGIN;
@@ -102,6 +106,7 @@ impl Pool {
         if room && shelf.len() < self.limits.each {
             shelf.push(Kept { link, peer, since: now });
             shelves.total += 1;
+            self.shown.inc();
         }
     }
 
@@ -115,6 +120,7 @@ impl Pool {
             !shelf.is_empty()
         });
         shelves.total = shelves.by_key.values().map(Vec::len).sum();
+        self.shown.set(i64::try_from(shelves.total).unwrap_or(i64::MAX));
     }
 
     /// Number of links kept.

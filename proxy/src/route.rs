@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::discovery::{Endpoint, Identity, LookupError, Service, Who};
 use crate::outcome::Blame;
+use crate::pick::Load;
 use crate::proxy::{Proxy, Refusal};
 
 /// Endpoints dialled for one connection: the first, and up to two others.
@@ -48,6 +49,8 @@ pub struct Route {
     /// TLS was begun with somebody: from then on nothing of this connection goes in plaintext.
     sealed: bool,
     last: Option<Refusal>,
+    /// Our share of the load of the endpoint that was chosen last.
+    load: Option<Load>,
 }
 
 impl Route {
@@ -62,6 +65,7 @@ impl Route {
             asked_again: false,
             sealed: false,
             last: None,
+            load: None,
         }
     }
 
@@ -70,6 +74,7 @@ impl Route {
     /// # Errors
     /// Unknown, no answer, nobody ready, or the failure of the last endpoint when no other is left.
     pub async fn next_hop(&mut self, proxy: &Proxy) -> Result<Hop, Refusal> {
+        self.load = None;
         if proxy.own.is_own(self.destination.ip()) {
             return Ok(Hop::Own(self.destination));
         }
@@ -90,7 +95,13 @@ impl Route {
             Hop::Plain { .. } if self.sealed => Err(self.nobody_left("no_ready_endpoint", || {
                 "nobody meshed is there any more, and what began with TLS does not go on without".to_owned()
             })),
-            hop => Ok(hop),
+            hop => {
+                self.load = match &hop {
+                    Hop::Own(_) => None,
+                    Hop::Plain { address, .. } | Hop::Meshed { address, .. } => Some(proxy.picks.load(*address)),
+                };
+                Ok(hop)
+            }
         }
     }
 
@@ -121,11 +132,25 @@ impl Route {
         self.sealed = true;
     }
 
+    /// The endpoint that was chosen last is there: TLS is up.
+    pub fn worked(&self) {
+        if let Some(load) = &self.load {
+            load.worked();
+        }
+    }
+
+    fn note_failure(&mut self) {
+        if let Some(load) = self.load.take() {
+            load.failed(Instant::now());
+        }
+    }
+
     /// An endpoint could not be reached, before any byte of the app was sent.
     ///
     /// # Errors
     /// The refusal, when no other may be tried.
     pub fn failed(&mut self, address: SocketAddr, refusal: Refusal) -> Result<(), Refusal> {
+        self.note_failure();
         self.tried.push(address);
         if !self.others || self.tried.len() >= MOST_DIALS {
             return Err(refusal);
@@ -154,6 +179,9 @@ impl Route {
     pub fn retry(&mut self, address: SocketAddr, refusal: Refusal, still_held: bool) -> Result<(), Refusal> {
         // A kept link that was just closing says nothing about the endpoint behind it.
         let same_again = refusal.result == "closing";
+        if !same_again {
+            self.note_failure();
+        }
         if !still_held || self.retries >= MOST_RETRIES || !(self.others || same_again) {
             return Err(refusal);
         }

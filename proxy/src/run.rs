@@ -119,7 +119,7 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
         rules: discovery.rules(),
         discovery,
         permits,
-        pool: Pool::new(pool_limits(&config.limits)),
+        pool: Pool::new(pool_limits(&config.limits), metrics.pool_idle()),
         turns: Arc::default(),
         picks: Arc::default(),
         slots: Places::in_quarters(config.limits.handshake_slots),
@@ -207,7 +207,6 @@ async fn keep_pool(proxy: Arc<Proxy>, mut credentials: Watch) {
         }
         let current = credentials.borrow_and_update().clone();
         proxy.pool.sweep(current.as_deref().map(Generation::of), Instant::now());
-        proxy.metrics.pool_idle(proxy.pool.len());
     }
 }
 

@@ -71,6 +71,55 @@ fn all_endpoints_are_used_and_the_one_with_fewer_connections_wins() {
 }
 
 #[test]
+fn one_that_failed_is_left_alone_while_others_are_there() {
+    let (mut case, s) = (Case::new(), service(&[(1, true, ""), (2, true, ""), (3, true, "")]));
+    case.picks.load(address(1)).failed(case.now);
+    // The others have connections, and it has none: that is no reason to go there.
+    let _busy: Vec<Load> = [2, 3, 2, 3].map(|n| case.picks.load(address(n))).into();
+    for _ in 0..50 {
+        assert_ne!(case.pick(&s, &[]), Some(address(1)));
+    }
+    assert_eq!(case.pick(&s, &[address(2), address(3)]), Some(address(1)), "better than nobody");
+}
+
+#[test]
+fn one_that_failed_is_tried_again_by_one_connection_at_a_time_until_it_works() {
+    let (mut case, s) = (Case::new(), service(&[(1, true, ""), (2, true, "")]));
+    case.picks.load(address(1)).failed(case.now);
+    let _busy: Vec<Load> = (0..3).map(|_| case.picks.load(address(2))).collect();
+    for _ in 0..3 {
+        assert_eq!(case.pick(&s, &[]), Some(address(2)));
+        case.now += AILING;
+        assert_eq!(case.pick(&s, &[]), Some(address(1)), "due for a try");
+    }
+    assert_eq!(case.pick(&s, &[]), Some(address(2)), "nobody knows yet what came of it");
+    case.picks.load(address(1)).worked();
+    assert_eq!(case.pick(&s, &[]), Some(address(1)));
+    assert!(case.picks.lock().ailing.is_empty());
+}
+
+#[test]
+fn connections_that_are_still_being_opened_count() {
+    let (mut case, s) = (Case::new(), service(&[(1, true, ""), (2, true, "")]));
+    let mut dialling = Vec::new();
+    for _ in 0..40 {
+        let chosen = case.pick(&s, &[]).unwrap();
+        dialling.push(case.picks.load(chosen));
+    }
+    assert_eq!(dialling.iter().filter(|load: &&Load| load.address == address(1)).count(), 20);
+}
+
+#[test]
+fn remembered_failures_are_bounded() {
+    let case = Case::new();
+    for n in 0..2000u32 {
+        let address = SocketAddr::from((n.to_be_bytes(), 80));
+        case.picks.load(address).failed(case.now + Duration::from_millis(n.into()));
+    }
+    assert_eq!(case.picks.lock().ailing.len(), MOST_AILING);
+}
+
+#[test]
 fn a_local_service_stays_on_its_node() {
     let (mut case, mut s) = (Case::new(), service(&[(1, true, "node-a"), (2, true, "node-b")]));
     s.local_only = true;

@@ -34,7 +34,7 @@ impl Case {
             id: SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/backend").unwrap(),
             credentials: Generation::of(&credentials),
         };
-        Self { pool: Pool::new(LIMITS), key, life, clock: Arc::default(), servers: Vec::new() }
+        Self { pool: Pool::new(LIMITS, Gauge::default()), key, life, clock: Arc::default(), servers: Vec::new() }
     }
 
     async fn put(&mut self, key: Key) {
@@ -62,6 +62,22 @@ async fn a_kept_link_is_used_again_once() {
     assert!(case.pool.take(&case.key, Instant::now()).is_some());
     assert!(case.pool.take(&case.key, Instant::now()).is_none());
     assert!(case.pool.is_empty());
+}
+
+#[tokio::test]
+async fn how_many_are_kept_shows_with_each_change() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    let shown = case.pool.shown.clone();
+    for n in 1..=2 {
+        case.put(case.key.clone()).await;
+        assert_eq!(shown.get(), n);
+    }
+    case.put(case.key.clone()).await;
+    assert_eq!(shown.get(), 2, "there was no room");
+    drop(case.pool.take(&case.key, Instant::now()));
+    assert_eq!(shown.get(), 1);
+    case.pool.sweep(None, Instant::now());
+    assert_eq!(shown.get(), 0);
 }
 
 #[tokio::test]
