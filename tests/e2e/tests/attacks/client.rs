@@ -4,12 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_kit::hostile::{garbage, reset};
-use countersign_kit::wait_until;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 
-use crate::sidecar::{FIN, LIMIT, OPEN, Rude, address, data, open_files, stolen};
+use crate::sidecar::{FIN, LIMIT, OPEN, Rude, address, data, nothing_is_left_of, stolen};
 use crate::world::World;
 
 /// An app on `backend1` that takes everything from one connection.
@@ -165,7 +164,6 @@ pub fn broken_frames(world: &World) -> Result<()> {
         }
         anyhow::Ok(())
     })?;
-    let before = open_files(&world.backend1)?;
     let critical = [&[1, 0, 0, 4][..], &[0x80, 1, 0, 0]].concat();
     let mut cases = vec![
         data(b"before OPEN"),
@@ -184,23 +182,24 @@ pub fn broken_frames(world: &World) -> Result<()> {
     ];
     cases.extend((0..40).map(|seed| garbage(seed, 5000)));
     cases.extend((100..140).map(|seed| [OPEN.to_vec(), data(b"ok"), garbage(seed, 5000)].concat()));
-    world.stranger.run(|| async {
+    let mut gone = world.stranger.run(|| async {
+        let mut gone = Vec::new();
         for case in &cases {
             let mut rude = Rude::dial(to, &ca, "frontend", 3600).await?;
+            gone.push(rude.local_address()?);
             let _ = rude.say(case).await;
             rude.leave().await;
         }
         for case in &cases[..13] {
             let mut rude = Rude::dial(to, &ca, "frontend", 3600).await?;
+            gone.push(rude.local_address()?);
             let _ = rude.say(case).await;
             rude.is_cut(LIMIT).await.with_context(|| format!("{case:x?}"))?;
         }
-        anyhow::Ok(())
+        anyhow::Ok(gone)
     })?;
-    wait_until(LIMIT, || match open_files(&world.backend1) {
-        Ok(now) if now <= before => Ok(()),
-        now => Err(format!("{now:?} files are open, before: {before}")),
-    })
+    gone.push(to); // the sidecar's own connections to the app
+    nothing_is_left_of(&world.backend1, &gone)
 }
 
 pub fn never_reads(world: &World) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The data path under attack: by neighbours without an identity, by peers with one, by servers that lie, by the app itself.
 //!
 //! Each promise is what must still hold. The attacker is `stranger`, on the same link with no sidecar, who holds the mesh's own
-//! issuer and so can be any peer; or `unguarded`, to whom the frontend's sidecar is led.
+//! issuer and so can be any peer; or `unguarded`, to whom the frontend's sidecar is led. Attacks on CA and controller: `plane`.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -11,6 +11,7 @@ mod world;
 mod client;
 mod server;
 mod sidecar;
+mod stranger;
 
 use anyhow::Result;
 use world::World;
@@ -35,4 +36,9 @@ pub const TESTS: &[(&str, Test)] = &[
     ("an_answer_kept_for_the_next_connection_does_not_reach_it", server::answer_beforehand),
     ("a_broken_handshake_never_sends_a_service's_client_to_a_plain_endpoint", server::never_downgraded),
     ("what_one_endpoint_refused_reaches_the_pod's_own_app_whole", server::refused_elsewhere),
+    ("an_endpoint_that_swallows_every_dial_does_not_attract_the_others", server::swallowed),
+    ("silent_neighbours_keep_no_peer_out", stranger::silent_neighbours),
+    ("a_hello_without_an_end_to_the_handshake_leaves_nothing_behind", stranger::half_a_handshake),
+    ("an_app_that_dials_its_sidecars_listener_harms_nobody", stranger::app_at_the_listener),
+    ("before_the_first_svid_nobody_comes_in_and_nothing_goes_out", stranger::no_credentials_yet),
 ];

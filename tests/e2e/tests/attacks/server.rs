@@ -33,10 +33,11 @@ fn liar(world: &World, port: u16, answer: Vec<u8>) -> Result<countersign_kit::Ta
     })
 }
 
-/// Ends with the first connection that fails; says how many came.
+/// Serves until nobody comes for so many seconds; says how many came.
 fn count(
     pod: &MeshPod,
     port: u16,
+    seconds: u64,
     serve: fn(TcpStream),
 ) -> Result<(Arc<AtomicUsize>, countersign_kit::Task<Result<()>>)> {
     let counter = Arc::new(AtomicUsize::new(0));
@@ -44,7 +45,7 @@ fn count(
     let listener = pod.run(|| async { TcpListener::bind(at).await?.into_std() })?;
     let task = pod.start(move || async move {
         let listener = TcpListener::from_std(listener)?;
-        while let Ok(accepted) = timeout(Duration::from_secs(3), listener.accept()).await {
+        while let Ok(accepted) = timeout(Duration::from_secs(seconds), listener.accept()).await {
             counting.fetch_add(1, Ordering::Relaxed);
             serve(accepted?.0);
         }
@@ -69,8 +70,8 @@ pub fn never_downgraded(world: &World) -> Result<()> {
     let port = world.port();
     world.mesh.service("shop", "mixed", 20, &[(port, port)])?;
     world.mesh.settle(&[&world.frontend])?;
-    let (broken, first) = count(&meshed, port, drop)?;
-    let (plain, second) = count(&unmeshed, port, echo)?;
+    let (broken, first) = count(&meshed, port, 3, drop)?;
+    let (plain, second) = count(&unmeshed, port, 3, echo)?;
     let to = std::net::SocketAddr::from(([10, 96, 0, 20], port));
     let connections = 40;
     for _ in 0..connections {
@@ -89,6 +90,46 @@ pub fn never_downgraded(world: &World) -> Result<()> {
         broken + plain == connections,
         "{broken} handshakes were broken, and {plain} connections went in plaintext"
     );
+    Ok(())
+}
+
+pub fn swallowed(world: &World) -> Result<()> {
+    // Of one service: an endpoint that takes every connection and never says a word, and a good one.
+    let deaf = world.mesh.pod(MeshPodSpec::new("deaf-1", "deaf", 23).without_sidecar())?;
+    let good = world.mesh.pod(MeshPodSpec::new("deaf-2", "deaf", 24))?;
+    let port = world.port();
+    world.mesh.service("shop", "deaf", 23, &[(port, port)])?;
+    world.mesh.object(
+        "deaf.yaml",
+        "apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: deaf, namespace: shop}\n\
+         spec:\n  selector: {matchLabels: {app: deaf}}\n  action: Allow\n  rules: [{from: [{namespaces: [shop]}]}]\n",
+    )?;
+    world.mesh.settle(&[&world.frontend, &good])?;
+    let hold = |io: TcpStream| {
+        tokio::spawn(async move {
+            let _io = io;
+            std::future::pending::<()>().await;
+        });
+    };
+    let (swallowed, _deaf) = count(&deaf, port, 600, hold)?;
+    let (_, _good) = count(&good, port, 600, echo)?;
+    let to = std::net::SocketAddr::from(([10, 96, 0, 23], port));
+    let began = std::time::Instant::now();
+    world.frontend.run(|| async {
+        // All stay open: the good endpoint has ever more of them, and the other none.
+        let mut open = Vec::new();
+        for n in 0..30 {
+            let mut io = TcpStream::connect(to).await?;
+            io.write_all(b"?").await?;
+            timeout(LIMIT, io.read_exact(&mut [0])).await.with_context(|| format!("no answer to {n}"))??;
+            open.push(io);
+        }
+        anyhow::Ok(())
+    })?;
+    // The first to go there finds out, and one in ten seconds tries again.
+    let (tries, fair) = (swallowed.load(Ordering::Relaxed), 2 + began.elapsed().as_secs() / 10);
+    ensure!(tries as u64 <= fair, "{tries} connections went there, in {:?}", began.elapsed());
+    good.stop_sidecar();
     Ok(())
 }
 
@@ -119,7 +160,7 @@ pub fn refused_elsewhere(world: &World) -> Result<()> {
         }
         anyhow::Ok(asked)
     })?;
-    let (_, app) = count(&world.frontend, port, echo)?;
+    let (_, app) = count(&world.frontend, port, 3, echo)?;
     let to = std::net::SocketAddr::from(([10, 96, 0, 22], port));
     for _ in 0..20 {
         let answer = world.frontend.run(|| async {

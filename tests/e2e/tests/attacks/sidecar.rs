@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use countersign_api::names::ALPN;
 use countersign_kit::mesh::MeshPod;
 use countersign_kit::testca::{LeafSpec, TestCa, careless_client, careless_server};
+use countersign_kit::wait_until;
 use rustls::version::TLS13;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -50,6 +51,11 @@ impl Rude {
         io.set_nodelay(true)?;
         let name = IpAddr::from([0, 0, 0, 0]).into();
         Ok(Self(timeout(LIMIT, TlsConnector::from(config).connect(name, io)).await??.into()))
+    }
+
+    /// Our own end of it.
+    pub fn local_address(&self) -> Result<SocketAddr> {
+        Ok(self.0.get_ref().0.local_addr()?)
     }
 
     /// As a server that proves `account`.
@@ -118,8 +124,39 @@ pub fn address(pod: &MeshPod, port: u16) -> SocketAddr {
     SocketAddr::new(pod.v4().into(), port)
 }
 
-/// Files that a pod's sidecar has open.
-pub fn open_files(pod: &MeshPod) -> Result<usize> {
+/// Waits until no process of the pod's holds a connection with any of `peers`: the far ends, one by one, so that what other tests
+/// do with the same pod at the same time does not count.
+pub fn nothing_is_left_of(pod: &MeshPod, peers: &[SocketAddr]) -> Result<()> {
+    ensure!(!peers.is_empty(), "nobody to look for");
+    wait_until(LIMIT, || match held_with(pod, peers) {
+        Ok(0) => Ok(()),
+        held => Err(format!("{held:?} connections are still held")),
+    })
+}
+
+fn held_with(pod: &MeshPod, peers: &[SocketAddr]) -> Result<usize> {
     let pid = pod.with_sidecar(|sidecar| Ok(sidecar.pid()))?;
-    Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+    let mut held = 0;
+    for table in ["tcp", "tcp6"] {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}"))?;
+        for line in text.lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (remote, inode) = (fields.get(2).context("no remote")?, fields.get(9).context("no inode")?);
+            // Inode 0: only the kernel still knows of it.
+            held += usize::from(*inode != "0" && peers.contains(&end(remote)?));
+        }
+    }
+    Ok(held)
+}
+
+/// An address as the kernel prints it: words of the host's byte order, and a port.
+fn end(text: &str) -> Result<SocketAddr> {
+    let (ip, port) = text.split_once(':').context("no port")?;
+    let mut bytes = Vec::new();
+    for word in 0..ip.len() / 8 {
+        bytes.extend(u32::from_str_radix(&ip[word * 8..][..8], 16)?.to_ne_bytes());
+    }
+    let ip = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+    let ip = ip.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from));
+    Ok(SocketAddr::new(ip.map_err(|_| anyhow::anyhow!("{text}"))?.to_canonical(), u16::from_str_radix(port, 16)?))
 }
