@@ -88,6 +88,7 @@ impl Metrics {
             bundles_behind: Gauge::default(),
         };
         metrics.register();
+        metrics.begin();
         metrics
     }
 
@@ -122,6 +123,24 @@ impl Metrics {
         registry.register("bundle_config_maps_behind", help, self.bundles_behind.clone());
         let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that runs", version);
+    }
+
+    /// What can be known beforehand begins at zero.
+    fn begin(&self) {
+        for outcome in [crate::audit::GRANTED, "busy", "rate"] {
+            drop(self.issued.get_or_create(&Outcome { outcome }));
+        }
+        for outcome in ["open", "no_svid", "stranger", "too_many"] {
+            drop(self.watches.get_or_create(&Outcome { outcome }));
+        }
+        for outcome in ["loaded", "bad"] {
+            drop(self.reloads.get_or_create(&Outcome { outcome }));
+        }
+        for reason in
+            ["connections", "source_connections", "handshakes", "source_handshakes", "nameless", "source_nameless"]
+        {
+            drop(self.refused.get_or_create(&Reason { reason }));
+        }
     }
 
     /// A connection was closed before it was one. `reason`: a bounded word.

@@ -107,6 +107,7 @@ impl Metrics {
             renewals: Family::default(),
         };
         metrics.register();
+        metrics.begin();
         metrics
     }
 
@@ -144,6 +145,24 @@ impl Metrics {
         registry.register("identity_cert_refreshes", help, self.renewals.clone());
         let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that runs", version);
+    }
+
+    /// What can be known beforehand begins at zero.
+    fn begin(&self) {
+        for outcome in ["gone", "replaced", "unknown_pod", "other_account", "other_address"] {
+            drop(self.ended.get_or_create(&Word { outcome }));
+        }
+        for outcome in ["in_force", "refused"] {
+            drop(self.acks.get_or_create(&Word { outcome }));
+        }
+        for reason in ["connections", "source_connections", "handshakes", "source_handshakes"] {
+            drop(self.refused.get_or_create(&Reason { reason }));
+        }
+        for answer in ["unknown", "not_meshed", "endpoint", "service"] {
+            for cause in ["asked", "changed"] {
+                drop(self.answers.get_or_create(&Answered { answer, cause }));
+            }
+        }
     }
 
     /// A connection was closed before it was one. `reason`: a bounded word.
