@@ -75,7 +75,9 @@ pub fn run(args: &[String]) -> Result<u8> {
 fn test(filter: Option<&str>) -> Result<u8> {
     let bed = Bed::up()?;
     let mut tests = cargo::cargo();
-    tests.args(["test", "--package", PACKAGE, "--test", "cluster", "--test", "operations"]).env("CLUSTER_BUILT", &bed.built);
+    tests
+        .args(["test", "--package", PACKAGE, "--test", "cluster", "--test", "operations"])
+        .env("CLUSTER_BUILT", &bed.built);
     if let Some(filter) = filter {
         tests.args(["--", filter]);
     }

@@ -124,7 +124,6 @@ pub fn ours(programs: &Path, registry: &str, tag: &str, out: &Path) -> Result<Ve
                     ("org.opencontainers.image.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
                     ("org.opencontainers.image.licenses".to_owned(), "Apache-2.0".to_owned()),
                 ],
-                ..Image::default()
             };
             let file = out.join(format!("{name}.tar"));
             oci::write(&image, layer, &file)?;

@@ -87,11 +87,8 @@ fn libraries(layer: &mut Archive, program: &Path) -> Result<()> {
 }
 
 fn save(layer: Archive, name: &str, entrypoint: &str, out: &Path) -> Result<()> {
-    let image = Image {
-        name: format!("localhost/{name}:1"),
-        entrypoint: vec![entrypoint.to_owned()],
-        ..Image::default()
-    };
+    let image =
+        Image { name: format!("localhost/{name}:1"), entrypoint: vec![entrypoint.to_owned()], ..Image::default() };
     oci::write(&image, layer, &out.join(format!("{name}.tar")))
 }
 

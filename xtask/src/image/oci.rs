@@ -103,7 +103,6 @@ mod tests {
             entrypoint: vec!["/x".to_owned()],
             user: "65532:65532".to_owned(),
             labels: vec![("a".to_owned(), "b".to_owned())],
-            ..Image::default()
         };
         let mut layer = Archive::default();
         layer.file("x", 0o755, b"program").unwrap();

@@ -14,6 +14,7 @@ pub const PROMISES: &[Promise] = &[
     ("the_api_server_down_for_a_minute_fails_no_request", Nobody, api_server),
     ("the_ca_down_for_a_minute_fails_no_request", Nobody, ca),
     ("the_controller_down_for_a_minute_fails_no_request", Nobody, controller),
+    ("with_the_controller_down_addresses_that_are_not_meshed_are_reached_for_30_s", Nobody, unmeshed_for_a_while),
     ("with_the_injector_down_unlabelled_pods_start_and_labelled_ones_are_refused", Nobody, injector),
 ];
 
@@ -100,4 +101,36 @@ fn injector(cluster: &Cluster) -> Result<()> {
         ensure!(plain.apply(&by_itself).is_err(), "a labelled pod came in without a sidecar");
         Ok(())
     })?
+}
+
+/// A server that is not meshed, in the mesh's own ranges.
+const UNMESHED: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: server, labels: {app: server}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: app, image: 'localhost/app:1', args: [serve]}]
+";
+
+fn unmeshed_for_a_while(cluster: &Cluster) -> Result<()> {
+    let namespace = pair(cluster, "outage-known")?;
+    let outside = Namespace::new(cluster, "outage-unmeshed", &[])?;
+    outside.apply(UNMESHED)?;
+    outside.ready("pod/server")?;
+    let url = format!("http://{}:8080/", outside.address("server")?);
+    until(Duration::from_secs(20), "it is reached", || namespace.curl("pod/client", &url))?;
+    // Who is at an address that was never asked for cannot be learned while the controller is away.
+    namespace.curl("pod/client", "http://server/")?;
+    away(cluster, "countersign-controller", || {
+        namespace.curl("pod/client", &url).context("right after the controller went")?;
+        // 30 s, from when the sidecar lost the controller: at the latest when its last pod had gone.
+        until(Duration::from_secs(40), "it is refused", || {
+            ensure!(namespace.curl("pod/client", &url).is_err(), "still answered");
+            Ok(())
+        })?;
+        // Who is meshed is still reached.
+        namespace.curl("pod/client", "http://server/").context("a meshed server")
+    })??;
+    until(Duration::from_secs(30), "it is reached again", || namespace.curl("pod/client", &url)).map(drop)
 }
