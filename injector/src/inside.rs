@@ -54,7 +54,7 @@ impl Inside {
     /// What the admin socket answers.
     pub fn routes(self: &Arc<Self>) -> Routes {
         let (status, dump) = (Arc::clone(self), Arc::clone(self));
-        Routes::new(self.log.clone(), log::as_line)
+        Routes::new(self.log.clone(), log::as_json)
             .get("/status", move || http::json(&status.status()))
             .get("/config_dump", move || http::json(&dump.config))
     }

@@ -23,10 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Answer, Outcome, ReadError, Request};
 use crate::kubernetes::Namespaces;
-use crate::membership::{self, Membership, Why};
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
-use crate::pod::Pod;
 use crate::tls::Serving;
 use crate::validate::validate;
 
@@ -168,22 +166,16 @@ impl Webhooks {
             Ok(labels) => labels,
             Err(error) => return failed(error),
         };
-        let label = labels.get(countersign_api::names::LABEL_INJECT).map(String::as_str);
-        if !(remembered && is_left_out(&request.object, label)) {
-            return Ok(admission::mutate(&self.mesh, &labels, request));
+        let answer = admission::mutate(&self.mesh, &labels, request);
+        if !remembered || matches!(answer.outcome(), Outcome::Injected | Outcome::Unchanged) {
+            return Ok(answer);
         }
-        // The API server saw a label, or it would not have asked: what we remember is older.
+        // No pod goes without, or is refused, by labels that were changed since: the API server may have seen them already.
         match self.namespaces.fresh(namespace).await {
             Ok(labels) => Ok(admission::mutate(&self.mesh, &labels, request)),
             Err(error) => failed(error),
         }
     }
-}
-
-/// Whether the namespace's label, as we have it, decides that the pod gets no sidecar or none without a refusal.
-fn is_left_out(object: &serde_json::Value, label: Option<&str>) -> bool {
-    let Ok(pod) = Pod::read(object) else { return false };
-    matches!(membership::of(&pod, label), Err(_) | Ok(Membership::Out(Why::NamespaceLabel)))
 }
 
 fn bad_request_label() -> &'static str {

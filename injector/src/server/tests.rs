@@ -133,6 +133,12 @@ async fn a_namespace_labelled_a_moment_ago_is_not_left_out() {
     server.api.namespace("new", &[("countersign.dev/inject", "enabled")]);
     let response = posted(&server, &pair.root, "/mutate", &review("new", |_| ())).await;
     assert!(response["patch"].is_string(), "{response}");
+
+    let security = "pod-security.kubernetes.io/enforce";
+    server.api.namespace("strict", &[("countersign.dev/inject", "enabled"), (security, "restricted")]);
+    assert_eq!(posted(&server, &pair.root, "/mutate", &review("strict", |_| ())).await["allowed"], false);
+    server.api.namespace("strict", &[("countersign.dev/inject", "enabled"), (security, "privileged")]);
+    assert_eq!(posted(&server, &pair.root, "/mutate", &review("strict", |_| ())).await["allowed"], true);
 }
 
 #[tokio::test]
