@@ -24,12 +24,19 @@ pub struct Routes {
     log: Log,
     shown: fn(&str) -> Answer,
     routes: Vec<Route>,
+    under: Vec<Under>,
 }
 
 struct Route {
     method: Method,
     path: &'static str,
     answer: Box<dyn Fn() -> Answer + Send + Sync>,
+}
+
+/// Answers for every path that begins so, by what follows.
+struct Under {
+    path: &'static str,
+    answer: Box<dyn Fn(&str) -> Answer + Send + Sync>,
 }
 
 impl fmt::Debug for Routes {
@@ -41,13 +48,20 @@ impl fmt::Debug for Routes {
 impl Routes {
     /// `GET|PUT /log`, where the filter is `shown` as [`crate::log::as_json`] does.
     pub fn new(log: Log, shown: fn(&str) -> Answer) -> Self {
-        Self { log, shown, routes: Vec::new() }
+        Self { log, shown, routes: Vec::new(), under: Vec::new() }
     }
 
     /// And this, which changes nothing.
     #[must_use]
     pub fn get(self, path: &'static str, answer: impl Fn() -> Answer + Send + Sync + 'static) -> Self {
         self.with(Method::GET, path, answer)
+    }
+
+    /// And whatever begins with `path` (which ends with `/`), which changes nothing; the answer is made of what follows.
+    #[must_use]
+    pub fn get_under(mut self, path: &'static str, answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
+        self.under.push(Under { path, answer: Box::new(answer) });
+        self
     }
 
     /// And this, which does something; a body is not read.
@@ -70,6 +84,9 @@ impl Routes {
             };
         }
         let path = request.uri().path();
+        if let Some((under, rest)) = self.under.iter().find_map(|under| Some((under, path.strip_prefix(under.path)?))) {
+            return if *request.method() == Method::GET { (under.answer)(rest) } else { http::only("GET") };
+        }
         let here: Vec<&Route> = self.routes.iter().filter(|route| route.path == path).collect();
         match here.iter().find(|route| route.method == *request.method()) {
             Some(route) => (route.answer)(),

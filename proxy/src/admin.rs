@@ -8,7 +8,7 @@ mod view;
 use std::sync::Arc;
 use std::time::Instant;
 
-use countersign_admin::http::{self, Answer};
+use countersign_admin::http::{self, Answer, StatusCode};
 use countersign_admin::{Log, Routes, log};
 use countersign_credentials::{Status, Watch};
 use serde_json::json;
@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
+use crate::permit::{DenialId, Permits};
 use crate::proof::Proof;
 use crate::ready::Readiness;
 
@@ -32,6 +33,8 @@ pub struct Admin {
     pub ca_status: watch::Receiver<Status>,
     /// Rules and addresses.
     pub discovery: Discovery,
+    /// Decisions, and what was denied lately.
+    pub permits: Arc<Permits>,
     /// Counters.
     pub metrics: Metrics,
     /// Readiness.
@@ -50,9 +53,12 @@ impl Admin {
     /// What the socket answers.
     pub fn routes(self: &Arc<Self>) -> Routes {
         let (status, dump, drain) = (Arc::clone(self), Arc::clone(self), Arc::clone(self));
+        let (list, one) = (Arc::clone(&self.permits), Arc::clone(&self.permits));
         Routes::new(self.log.clone(), log::as_json)
             .get("/status", move || http::json(&view::status(&status)))
             .get("/config_dump", move || http::json(&view::dump(&dump)))
+            .get("/denials", move || http::json(&list.denials().list()))
+            .get_under("/denials/", move |id| explain(&one, id))
             .post("/drain", move || drain.withdraw())
     }
 
@@ -60,6 +66,13 @@ impl Admin {
         self.drain.withdraw();
         tracing::info!("told to withdraw: not ready from now on, serving as before");
         http::json(&json!({ "phase": self.drain.phase().label() }))
+    }
+}
+
+fn explain(permits: &Permits, id: &str) -> Answer {
+    match DenialId::parse(id).and_then(|id| permits.denials().explain(id)) {
+        Some(explained) => http::json(&explained),
+        None => http::text(StatusCode::NOT_FOUND, "no such denial is remembered here\n"),
     }
 }
 

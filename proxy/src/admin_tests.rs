@@ -70,8 +70,19 @@ async fn served(name: &str) -> Served {
     let log = Log::none();
     let started = Instant::now();
     let config = Arc::new(config);
-    let admin =
-        Arc::new(Admin { config, credentials, ca_status, discovery, metrics, readiness, proof, drain, log, started });
+    let admin = Arc::new(Admin {
+        permits: Permits::new(discovery.rules()),
+        config,
+        credentials,
+        ca_status,
+        discovery,
+        metrics,
+        readiness,
+        proof,
+        drain,
+        log,
+        started,
+    });
     let socket = countersign_admin::bind(&folder.socket()).unwrap();
     tokio::spawn(countersign_admin::serve(socket, admin.routes(), |_| ()));
     Served { folder, admin, key }

@@ -15,6 +15,7 @@ pub mod first_bytes;
 pub mod tls;
 pub mod wire;
 
+pub mod denials;
 pub mod permit;
 pub mod pick;
 pub mod pool;

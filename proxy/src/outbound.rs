@@ -120,7 +120,7 @@ struct Ready {
 
 /// A kept link, or a new one; `None`: this endpoint failed, and another may be tried.
 async fn link_to(proxy: &Proxy, address: SocketAddr, id: &SpiffeId, route: &mut Route) -> Result<Option<Ready>, Stop> {
-    let permit = proxy.permits.admit(Asking::Out { meshed: true })?;
+    let permit = proxy.permits.admit(Asking::Out { meshed: true, address })?;
     let credentials = proxy.credentials()?;
     let key = Key { address, id: id.clone(), credentials: Generation::of(&credentials) };
     let (kept, _turn) = match proxy.pool.take(&key, Instant::now()) {
@@ -242,7 +242,7 @@ async fn plain(
     route: &mut Route,
     account: &mut Account,
 ) -> Result<bool, Stop> {
-    let permit = proxy.permits.admit(Asking::Out { meshed: false })?;
+    let permit = proxy.permits.admit(Asking::Out { meshed: false, address })?;
     account.permit(&permit);
     account.outcome.source_id = proxy.own_id();
     let mut server = match proxy.dial_peer(address).await {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use countersign_policy::{Attempt, Decision, Egress, PolicySet, Principal, Source, decide};
 use tokio::sync::{SetOnce, watch};
 
+use crate::denials::Denials;
 use crate::intercept::guard::InboundDestination;
 use crate::tls::Peer;
 
@@ -34,6 +35,8 @@ pub enum Asking {
     Out {
         /// Whether the other end proves its identity to us.
         meshed: bool,
+        /// Where to.
+        address: SocketAddr,
     },
 }
 
@@ -48,7 +51,8 @@ impl Asking {
 /// Why not.
 #[derive(Clone, Debug)]
 pub struct Denial {
-    /// Random; logged on both sides, so that the two records find each other.
+    /// Random; logged on both sides, so that the two records find each other. The same again for the same source, port and rule, as
+    /// long as it is remembered.
     pub id: u64,
     /// Bounded word, for metrics.
     pub reason: &'static str,
@@ -62,6 +66,15 @@ pub struct Denial {
 #[derive(Clone, Copy, Debug)]
 pub struct DenialId(pub u64);
 
+impl DenialId {
+    /// Reads what [`fmt::Display`] writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let hex = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        u64::from_str_radix(text, 16).ok().filter(|_| hex).map(Self)
+    }
+}
+
 impl fmt::Display for DenialId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
@@ -72,6 +85,7 @@ impl fmt::Display for DenialId {
 #[derive(Debug)]
 pub struct Permits {
     rules: Rules,
+    denials: Denials,
     open: Mutex<Open>,
 }
 
@@ -102,7 +116,7 @@ impl Permits {
     /// Decides by the rules that the watch holds, now and after each change (see [`Permits::follow`]).
     #[must_use]
     pub fn new(rules: Rules) -> Arc<Self> {
-        Arc::new(Self { rules, open: Mutex::default() })
+        Arc::new(Self { rules, denials: Denials::default(), open: Mutex::default() })
     }
 
     /// Decides one connection.
@@ -129,7 +143,7 @@ impl Permits {
             would_deny: None,
         };
         // On an error the permit is dropped, and with it the entry.
-        let allowed = judge(rules.as_deref(), &asking)?;
+        let allowed = judge(rules.as_deref(), &asking).map_err(|denial| self.denials.note(&asking, denial, &rules))?;
         permit.rule = allowed.rule;
         permit.revision = allowed.revision;
         permit.would_deny = allowed.would_deny;
@@ -156,10 +170,17 @@ impl Permits {
             let open = self.lock();
             for (asking, revocation) in open.entries.values() {
                 if let Err(denial) = judge(current.as_deref(), asking) {
-                    let _ = revocation.set(denial); // revoked once, for the first reason
+                    // Revoked once, for the first reason.
+                    let _ = revocation.set(self.denials.note(asking, denial, &current));
                 }
             }
         }
+    }
+
+    /// What was denied lately.
+    #[must_use]
+    pub fn denials(&self) -> &Denials {
+        &self.denials
     }
 
     /// Number of open permits.
@@ -198,7 +219,7 @@ fn judge(rules: Option<&PolicySet>, asking: &Asking) -> Result<Allowed, Denial> 
     };
     let revision: Arc<str> = rules.revision().into();
     match asking {
-        Asking::Out { meshed } => {
+        Asking::Out { meshed, .. } => {
             if !meshed && rules.modes().egress == Egress::MeshOnly {
                 return Err(denial("egress_mesh_only", None, Some(revision)));
             }

@@ -100,6 +100,7 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
         credentials: svid.credentials.clone(),
         ca_status: svid.status,
         discovery: discovery.clone(),
+        permits: Arc::clone(&permits),
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         proof: proof.clone(),

@@ -25,11 +25,12 @@ fn served(log: Log, shown: fn(&str) -> Answer) -> Served {
     let socket = folder.path().join("admin.sock");
     let (drained, shed) = (Arc::new(AtomicUsize::new(0)), Arc::<Mutex<Vec<_>>>::default());
     let (drains, sheds) = (Arc::clone(&drained), Arc::clone(&shed));
-    let routes =
-        Routes::new(log, shown).get("/status", || http::json(&json!({ "ready": true }))).post("/drain", move || {
-            drains.fetch_add(1, Ordering::SeqCst);
-            http::text(StatusCode::OK, "withdrawn\n")
-        });
+    let routes = Routes::new(log, shown).get("/status", || http::json(&json!({ "ready": true })));
+    let routes = routes.get_under("/things/", |thing| http::text(StatusCode::OK, thing.to_owned()));
+    let routes = routes.post("/drain", move || {
+        drains.fetch_add(1, Ordering::SeqCst);
+        http::text(StatusCode::OK, "withdrawn\n")
+    });
     let bound = bind(&socket).unwrap();
     let task = tokio::spawn(serve(bound, routes, move |what| sheds.lock().unwrap().push(what)));
     Served { _folder: folder, socket, drained, shed, task }
@@ -124,4 +125,12 @@ async fn the_end_takes_the_socket_away() {
     let Served { _folder, socket, task, .. } = served;
     assert!(task.await.unwrap_err().is_cancelled());
     assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn what_is_under_a_path_is_answered_by_what_follows() {
+    let served = served(detached("info"), log::as_json);
+    assert_eq!(served.ask("GET", "/things/0a", "").await, (200, "0a".to_owned()));
+    assert_eq!(served.ask("POST", "/things/0a", "").await.0, 405);
+    assert_eq!(served.ask("GET", "/things", "").await.0, 404);
 }

@@ -2,6 +2,7 @@
 //! `countersign policy`; not on the data path, because it looks at every rule. Must never say other than `decide`:
 //! it carries decide's own answer, and each rule's line comes from the same conditions.
 
+mod change;
 mod words;
 
 use std::cmp::Reverse;

@@ -110,3 +110,47 @@ fn no_policy_is_said_in_words() {
     let text = trace(&set, &attempt).to_string();
     assert!(text.ends_with("\n  no rule binds this workload"), "{text}");
 }
+
+/// The rule that a sentence proposes, as a policy.
+fn proposed(change: &str) -> String {
+    let rule = change.split("an Allow with the rule ").nth(1).unwrap();
+    let rule = &rule[..=rule.rfind('}').unwrap()];
+    format!(
+        "apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\n\
+         metadata: {{name: proposed, namespace: shop}}\nspec: {{action: Allow, rules: [{rule}]}}\n"
+    )
+}
+
+#[test]
+fn each_denial_names_one_change_that_would_let_it_in() {
+    let change = |id: Option<&str>, port| traced(id, port).change().unwrap();
+    let [frontend, intruder] = ["frontend", "intruder"].map(|name| format!("spiffe://cluster.local/ns/shop/sa/{name}"));
+    assert_eq!(change(Some(&intruder), 8080), "add shop/intruder to `from[0].serviceAccounts` of shop/frontend#0");
+    assert_eq!(change(Some(&frontend), 9090), "add port 9090 to `to` of shop/frontend#0");
+    assert_eq!(
+        change(Some("spiffe://elsewhere/ns/shop/sa/frontend"), 8080),
+        "an Allow with the rule {from: [{spiffeIds: [\"spiffe://elsewhere/ns/shop/sa/frontend\"]}], to: [{ports: [8080]}]}"
+    );
+    assert_eq!(traced(Some(&frontend), 8080).change(), None);
+
+    let asks = |text: &str, id: Option<&str>, ip: &str| {
+        let received = if text.is_empty() { Vec::new() } else { parse("t", text).unwrap() };
+        let received = received.into_iter().map(Received::Known).collect();
+        let set = PolicySet::compile("cluster.local", Modes::default(), "r1", received);
+        let principal = id.map(|id| Principal::parse(id).unwrap());
+        let source = principal.as_ref().map_or(Source::Unauthenticated, Source::Authenticated);
+        trace(&set, &Attempt { source, source_ip: ip.parse().unwrap(), port: 80 })
+    };
+    let none = asks("", Some(&intruder), "10.0.0.1").change().unwrap();
+    assert!(none.ends_with("(no rule binds this workload yet)"), "{none}");
+    assert!(asks(&proposed(&none), Some(&intruder), "10.0.0.1").allowed);
+    for ip in ["10.0.0.1", "fd00::1"] {
+        let plaintext = asks("", None, ip).change().unwrap();
+        assert!(plaintext.starts_with("give the source a sidecar; or an Allow"), "{plaintext}");
+        assert!(asks(&proposed(&plaintext), None, ip).allowed);
+    }
+    let deny = RULES.split("---").next().unwrap().replace("action: Allow", "action: Deny");
+    let denied = asks(&deny.replace("to: [{ports: [8080, 8443]}]", ""), Some(&frontend), "10.0.0.1").change().unwrap();
+    let start = "change or remove the Deny shop/frontend#0, which wins over every Allow; and an Allow with the rule";
+    assert!(denied.starts_with(start), "{denied}");
+}

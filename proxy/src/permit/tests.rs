@@ -61,7 +61,7 @@ async fn a_connection_ends_when_its_rule_goes_and_the_others_stay() {
     let (sender, permits) = permits(ALLOW_FRONTEND);
     let following = tokio::spawn(Arc::clone(&permits).follow());
     let permit = permits.admit(asking("frontend", 80)).unwrap();
-    let stays = permits.admit(Asking::Out { meshed: true }).unwrap();
+    let stays = permits.admit(Asking::Out { meshed: true, address: ([10, 0, 0, 2], 80).into() }).unwrap();
     sender.send_replace(Some(rules(&ALLOW_FRONTEND.replace("[80]", "[81]"))));
     let denial = timeout(Duration::from_secs(5), permit.revoked()).await.unwrap();
     assert_eq!(denial.reason, "no_rule_matched");

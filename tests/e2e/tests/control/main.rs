@@ -11,6 +11,7 @@ mod domains;
 mod egress;
 mod ending;
 mod endpoints;
+mod explain;
 mod intercept;
 mod modes;
 mod observe;
@@ -77,6 +78,7 @@ const TESTS: &[(&str, Test)] = &[
     ("the_access_log_tells_both_identities_rule_revision_and_group", observe::access_log),
     ("status_shows_every_process", observe::status),
     ("a_config_dump_holds_no_secret", observe::config_dump),
+    ("a_denial_explains_itself_and_what_it_proposes_lets_in", explain::explained),
     ("the_log_level_changes_while_it_runs", observe::log_level),
     ("the_health_port_answers_nothing_else", observe::health_port),
     ("two_trust_domains_do_not_mix", domains::apart),

@@ -1,0 +1,338 @@
+//! What was denied lately, so that a denial can be explained afterwards: one entry for each (source, port, rule), with a count, whose id
+//! its repeats carry.
+//!
+//! `permit` notes, the admin socket shows; `countersign explain` asks there. A scan must not evict the evidence of others: each
+//! identity has a quota, and sources without one, known by their /24 or /64, share one. It must never cost the data path more than a
+//! look-up, nor keep more than a few outdated rule sets alive.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use countersign_policy::{Attempt, PolicySet, Source, Trace, trace};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::Serialize;
+
+use crate::permit::{Asking, Denial, DenialId};
+
+/// Most entries of one source.
+const EACH: usize = 16;
+/// Most entries of all sources without identity.
+const NAMELESS: usize = 128;
+/// Most entries.
+const ALL: usize = 1024;
+/// Most rule sets held for entries: a denial under an older one is explained without them.
+const SETS: usize = 4;
+
+/// The denials that are remembered.
+#[derive(Debug, Default)]
+pub struct Denials(Mutex<Ring>);
+
+#[derive(Debug, Default)]
+struct Ring {
+    entries: HashMap<Key, Entry>,
+    by_id: HashMap<u64, Key>,
+    by_source: HashMap<From, usize>,
+    nameless: usize,
+    /// The sets that entries hold, oldest first.
+    sets: Vec<Arc<PolicySet>>,
+    /// Grows with each denial: tells which entry was seen last.
+    clock: u64,
+}
+
+/// What makes two denials the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    from: From,
+    to: To,
+    reason: &'static str,
+    rule: Option<Arc<str>>,
+}
+
+/// Whose quota an entry takes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum From {
+    Identity(Arc<str>),
+    /// No identity: the network that it comes from.
+    Network(IpNet),
+    /// The pod's own app.
+    App,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum To {
+    Port(u16),
+    Address(SocketAddr),
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: u64,
+    first: SystemTime,
+    last: SystemTime,
+    seen: u64,
+    count: u64,
+    asking: Asking,
+    revision: Option<Arc<str>>,
+    rules: Option<Arc<PolicySet>>,
+}
+
+/// One entry, for people.
+#[derive(Clone, Debug, Serialize)]
+pub struct DenialView {
+    /// 16 hex digits, as both sides log it.
+    pub id: String,
+    direction: &'static str,
+    /// SPIFFE id; none: no identity was shown.
+    identity: Option<String>,
+    /// Where it came from last.
+    source_ip: Option<IpAddr>,
+    /// The port that was asked for.
+    port: u16,
+    /// Where the app wanted to go.
+    destination: Option<SocketAddr>,
+    reason: &'static str,
+    rule: Option<Arc<str>>,
+    /// The policy revision that denied it last.
+    revision: Option<Arc<str>>,
+    count: u64,
+    /// Unix seconds.
+    first: u64,
+    last: u64,
+}
+
+/// One entry, explained.
+#[derive(Clone, Debug, Serialize)]
+pub struct Explained {
+    /// The denial.
+    pub denial: DenialView,
+    /// What would let it in.
+    pub change: String,
+    /// Every rule tried, the first condition that failed of each, and the nearest; none where rules did not decide, or are no longer
+    /// held.
+    pub trace: Option<Trace>,
+    /// All of it in words.
+    pub text: String,
+}
+
+impl Denials {
+    /// Remembers a denial, and gives it the id that it has from the first time.
+    #[must_use]
+    pub fn note(&self, asking: &Asking, denial: Denial, rules: &Option<Arc<PolicySet>>) -> Denial {
+        let (from, to) = ends(asking);
+        let key = Key { from, to, reason: denial.reason, rule: denial.rule.clone() };
+        let now = SystemTime::now();
+        let mut ring = self.lock();
+        ring.clock += 1;
+        let seen = ring.clock;
+        if let Some(entry) = ring.entries.get_mut(&key) {
+            (entry.last, entry.seen, entry.count) = (now, seen, entry.count.saturating_add(1));
+            let id = entry.id;
+            let same_rules = entry.revision == denial.revision;
+            entry.revision.clone_from(&denial.revision);
+            entry.asking = asking.clone();
+            if !same_rules {
+                ring.hold(&key, rules);
+            }
+            return Denial { id, ..denial };
+        }
+        ring.make_room(&key.from);
+        let entry = Entry {
+            id: denial.id,
+            first: now,
+            last: now,
+            seen,
+            count: 1,
+            asking: asking.clone(),
+            revision: denial.revision.clone(),
+            rules: None,
+        };
+        *ring.by_source.entry(key.from.clone()).or_insert(0) += 1;
+        ring.nameless += usize::from(key.from.is_nameless());
+        ring.by_id.insert(entry.id, key.clone());
+        ring.entries.insert(key.clone(), entry);
+        ring.hold(&key, rules);
+        denial
+    }
+
+    /// All that are remembered, the latest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<DenialView> {
+        let ring = self.lock();
+        let mut all: Vec<_> = ring.entries.iter().collect();
+        all.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.seen));
+        all.into_iter().map(|(key, entry)| view(key, entry)).collect()
+    }
+
+    /// Why one was denied.
+    #[must_use]
+    pub fn explain(&self, id: DenialId) -> Option<Explained> {
+        let (denial, asking, rules) = {
+            let ring = self.lock();
+            let key = ring.by_id.get(&id.0)?;
+            let entry = ring.entries.get(key)?;
+            (view(key, entry), entry.asking.clone(), entry.rules.clone())
+        };
+        let trace = rules.and_then(|rules| traced(&rules, &asking));
+        let change = trace.as_ref().and_then(Trace::change).unwrap_or_else(|| without_rules(denial.reason).to_owned());
+        let text = text(&denial, trace.as_ref(), &change);
+        Some(Explained { denial, change, trace, text })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ring> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ring {
+    /// A new entry of `from` fits afterwards. What gives way is the one seen longest ago: of the same source where that has its quota;
+    /// else of the source that has most.
+    fn make_room(&mut self, from: &From) {
+        if self.by_source.get(from).is_some_and(|count| *count >= EACH) {
+            let from = from.clone();
+            self.evict(|key| key.from == from);
+        } else if from.is_nameless() && self.nameless >= NAMELESS {
+            let greediest = self.greediest(From::is_nameless);
+            self.evict(|key| Some(&key.from) == greediest.as_ref());
+        } else if self.entries.len() >= ALL {
+            let greediest = self.greediest(|_| true);
+            self.evict(|key| Some(&key.from) == greediest.as_ref());
+        }
+    }
+
+    fn greediest(&self, among: impl Fn(&From) -> bool) -> Option<From> {
+        let counts = self.by_source.iter().filter(|(from, _)| among(from));
+        counts.max_by_key(|(_, count)| **count).map(|(from, _)| from.clone())
+    }
+
+    fn evict(&mut self, among: impl Fn(&Key) -> bool) {
+        let oldest = self.entries.iter().filter(|(key, _)| among(key)).min_by_key(|(_, entry)| entry.seen);
+        let Some(key) = oldest.map(|(key, _)| key.clone()) else {
+            return;
+        };
+        if let Some(entry) = self.entries.remove(&key) {
+            self.by_id.remove(&entry.id);
+        }
+        self.nameless -= usize::from(key.from.is_nameless());
+        if let Some(count) = self.by_source.get_mut(&key.from) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_source.remove(&key.from);
+            }
+        }
+    }
+
+    /// An entry is explained by the rules that denied it last; only the newest few sets are held.
+    fn hold(&mut self, key: &Key, rules: &Option<Arc<PolicySet>>) {
+        if let Some(rules) = rules
+            && !self.sets.iter().any(|set| Arc::ptr_eq(set, rules))
+        {
+            self.sets.push(Arc::clone(rules));
+            if self.sets.len() > SETS {
+                let outdated = self.sets.remove(0);
+                for entry in self.entries.values_mut() {
+                    entry.rules.take_if(|set| Arc::ptr_eq(set, &outdated));
+                }
+            }
+        }
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.rules.clone_from(rules);
+        }
+    }
+}
+
+impl From {
+    fn is_nameless(&self) -> bool {
+        matches!(self, Self::Network(_))
+    }
+}
+
+fn ends(asking: &Asking) -> (From, To) {
+    match asking {
+        Asking::Out { address, .. } => (From::App, To::Address(*address)),
+        Asking::In { who, source_ip, port } => {
+            let from = match who {
+                Some(principal) => From::Identity(principal.to_string().into()),
+                None => From::Network(network(*source_ip)),
+            };
+            (from, To::Port(*port))
+        }
+    }
+}
+
+/// The /24 or /64 that an address is in.
+fn network(ip: IpAddr) -> IpNet {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => Ipv4Net::new_assert(ip, 24).trunc().into(),
+        IpAddr::V6(ip) => Ipv6Net::new_assert(ip, 64).trunc().into(),
+    }
+}
+
+fn view(key: &Key, entry: &Entry) -> DenialView {
+    let unix = |at: SystemTime| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (direction, source_ip, port, destination) = match &entry.asking {
+        Asking::In { source_ip, port, .. } => ("inbound", Some(*source_ip), *port, None),
+        Asking::Out { address, .. } => ("outbound", None, address.port(), Some(*address)),
+    };
+    let identity = match &key.from {
+        From::Identity(id) => Some(id.to_string()),
+        From::Network(_) | From::App => None,
+    };
+    DenialView {
+        id: DenialId(entry.id).to_string(),
+        direction,
+        identity,
+        source_ip,
+        port,
+        destination,
+        reason: key.reason,
+        rule: key.rule.clone(),
+        revision: entry.revision.clone(),
+        count: entry.count,
+        first: unix(entry.first),
+        last: unix(entry.last),
+    }
+}
+
+fn traced(rules: &PolicySet, asking: &Asking) -> Option<Trace> {
+    match asking {
+        Asking::Out { .. } => None,
+        Asking::In { who, source_ip, port } => {
+            let source = who.as_deref().map_or(Source::Unauthenticated, Source::Authenticated);
+            Some(trace(rules, &Attempt { source, source_ip: *source_ip, port: *port }))
+        }
+    }
+}
+
+/// What to do where no rule was tried, or the rules are no longer held.
+fn without_rules(reason: &'static str) -> &'static str {
+    match reason {
+        "no_rules_known" => "let this proxy reach its controller: it never got rules",
+        "egress_mesh_only" => {
+            "give the other end a sidecar; or label the namespace countersign.dev/egress: Any (a bad label counts as MeshOnly)"
+        }
+        _ => "the rules of that revision are no longer held here: ask again after the next denial",
+    }
+}
+
+fn text(denial: &DenialView, trace: Option<&Trace>, change: &str) -> String {
+    let times = if denial.count == 1 { String::new() } else { format!(", {} times", denial.count) };
+    let head = match trace {
+        Some(trace) => trace.to_string(),
+        None => {
+            let from = denial.identity.as_deref().unwrap_or("no identity");
+            let ends = match (denial.destination, denial.source_ip) {
+                (Some(to), _) => format!("the pod's own app\n  to        {to}"),
+                (None, Some(ip)) => format!("{from} at {ip}\n  port      {}", denial.port),
+                (None, None) => from.to_owned(),
+            };
+            let revision = denial.revision.as_deref().unwrap_or("none");
+            format!("denied: {}\n  source    {ends}\n  revision  {revision}", denial.reason)
+        }
+    };
+    format!("{} {head}\n  change    {change}\n", denial.id.clone() + &times + ":")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! A denial explains itself: the same id on both sides, and what would have let it in.
+
+use anyhow::{Context as _, Result, ensure};
+use countersign_kit::Inside;
+use countersign_kit::mesh::binary;
+
+use crate::stage::{CLIENT_ID, PORT, RULES, Stage, at, policy, text};
+use crate::talk::{exchange, refused};
+
+/// `countersign`, as an operator types it, where the sockets are.
+fn countersign(stage: &Stage, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let dir = stage.mesh.folder().display().to_string();
+    let command = stage.mesh.system().command(binary("countersign")?).args(args.iter().copied());
+    let done = command.args(["--dir", &dir]).finish()?;
+    Ok((done.status.code(), done.text() + &done.errors()))
+}
+
+pub fn explained(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    let intruder = stage.pod("intruder", 41)?;
+    stage.mesh.settle(&[&intruder])?;
+    let line = refused(&intruder, stage.address())?;
+    ensure!(line["result"] == "denied_by_peer", "{line}");
+    let id = text(&line, "/denial_id")?;
+    // The same id at the side that decided, and for the same attempt again.
+    stage.server.access_line(|line| line["denial_id"] == id && line["result"] == "no_rule_matched")?;
+    ensure!(text(&refused(&intruder, stage.address())?, "/denial_id")? == id, "another id for a repeat");
+
+    let (code, said) = countersign(&stage, &["explain", &id])?;
+    ensure!(code == Some(0), "{code:?} {said}");
+    let change = "add shop/intruder to `from[0].serviceAccounts` of shop/client-to-server#0";
+    for words in [
+        &format!("{id}, 2 times: denied: no_rule_matched"),
+        "spiffe://cluster.local/ns/shop/sa/intruder at 10.77.0.41",
+        "port      7000",
+        "nearest   Allow shop/client-to-server#0: from[0].serviceAccounts asks shop/client; saw shop/intruder",
+        change,
+    ] {
+        ensure!(said.contains(words), "{words:?} is not in {said}");
+    }
+    let revision = text(&stage.server.admin("/status")?, "/policy/revision")?;
+    ensure!(said.contains(&format!("revision  {revision}")), "{revision} is not in {said}");
+    ensure!(countersign(&stage, &["explain", "0123456789abcdef"])?.0 == Some(1));
+    ensure!(countersign(&stage, &["explain", "nonsense"])?.0 == Some(2));
+
+    // The same before it happens.
+    let why = |from: &str, to: &str| countersign(&stage, &["policy", "why", "--from", from, "--to", to]);
+    let to = format!("shop/server:{PORT}");
+    let intruder_id = "spiffe://cluster.local/ns/shop/sa/intruder";
+    let (code, said) = why(intruder_id, &to)?;
+    ensure!(code == Some(1) && said.contains(change) && said.contains(&revision), "{code:?} {said}");
+    let (code, said) = why(CLIENT_ID, &to)?;
+    ensure!(code == Some(0) && said.contains("allowed: allowed (shop/client-to-server#0)"), "{code:?} {said}");
+    ensure!(why(CLIENT_ID, &format!("server:{}", PORT + 1))?.0 == Some(0), "any port");
+    ensure!(why(CLIENT_ID, &format!("nobody:{PORT}"))?.0 == Some(2));
+
+    // What was proposed lets it in.
+    let both = "from: [{serviceAccounts: [{namespace: shop, name: client}, {namespace: shop, name: intruder}]}]";
+    stage.mesh.object(RULES, &policy("client-to-server", "Allow", both))?;
+    stage.mesh.settle(&[&stage.server])?;
+    exchange(&intruder, at(&stage.server, PORT)).context("the change did not let it in")?;
+    ensure!(why(intruder_id, &to)?.0 == Some(0));
+    Ok(())
+}
