@@ -51,6 +51,7 @@ const PLACES: &[Place] = &[
     whole("proxy/src/account.rs", &[RESULTS]),
     place("proxy/src/wire/", &[RESULTS]),
     place("policy/src/decide.rs", &[RESULTS]),
+    place("proxy/src/metrics/begin.rs", &[RESULTS, OTHER]),
     place("proxy/src/outcome.rs", &["Where to look", OTHER]),
     place("identity/src/", &[TLS]),
     place("credentials/src/handshake.rs", &[TLS]),
