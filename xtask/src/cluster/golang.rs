@@ -97,7 +97,8 @@ impl Go {
             return Ok(());
         }
         let began = Instant::now();
-        println!("   building {name} from its Go modules (about 7 minutes the first time on 2 cores) ...");
+        let long = if name == "kube" { " (the first time about 7 minutes on 2 cores)" } else { "" };
+        println!("   building {name} from its Go modules{long} ...");
         let mut download = self.command(module);
         download.args(["mod", "download"]);
         let (output, status) = suite::capture(download, DOWNLOAD_LIMIT, false)?;
