@@ -163,7 +163,10 @@ async fn link_to(proxy: &Proxy, address: SocketAddr, id: &SpiffeId, route: &mut 
             route.mistaken(proxy, refusal("identity_mismatch"))?;
         }
         HandshakeError::Io(_) | HandshakeError::Timeout(_) => route.failed(address, refusal("handshake_failed"))?,
-        _ => return Err(refusal("handshake_failed").into()),
+        _ => {
+            route.note_failure();
+            return Err(refusal("handshake_failed").into());
+        }
     }
     Ok(None)
 }
@@ -252,6 +255,7 @@ async fn plain(
             return Ok(false);
         }
     };
+    route.worked();
     if inside {
         proxy.metrics.plaintext_inside_mesh(address.ip());
     }

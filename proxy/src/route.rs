@@ -132,14 +132,15 @@ impl Route {
         self.sealed = true;
     }
 
-    /// The endpoint that was chosen last is there: TLS is up.
+    /// The endpoint that was chosen last is there: TLS is up, or TCP where there is none.
     pub fn worked(&self) {
         if let Some(load) = &self.load {
             load.worked();
         }
     }
 
-    fn note_failure(&mut self) {
+    /// Others are preferred for a while, by other connections too: one that refuses everybody has ever fewer connections than they.
+    pub fn note_failure(&mut self) {
         if let Some(load) = self.load.take() {
             load.failed(Instant::now());
         }
@@ -164,6 +165,7 @@ impl Route {
     /// # Errors
     /// The refusal, when that was done before.
     pub fn mistaken(&mut self, proxy: &Proxy, refusal: Refusal) -> Result<(), Refusal> {
+        self.note_failure();
         proxy.discovery.distrust(self.destination);
         if std::mem::replace(&mut self.asked_again, true) {
             return Err(refusal);

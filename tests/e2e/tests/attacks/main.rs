@@ -37,6 +37,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a_broken_handshake_never_sends_a_service's_client_to_a_plain_endpoint", server::never_downgraded),
     ("what_one_endpoint_refused_reaches_the_pod's_own_app_whole", server::refused_elsewhere),
     ("an_endpoint_that_swallows_every_dial_does_not_attract_the_others", server::swallowed),
+    ("an_endpoint_with_an_outdated_certificate_does_not_attract_the_others", server::outdated),
     ("silent_neighbours_keep_no_peer_out", stranger::silent_neighbours),
     ("a_hello_without_an_end_to_the_handshake_leaves_nothing_behind", stranger::half_a_handshake),
     ("an_app_that_dials_its_sidecars_listener_harms_nobody", stranger::app_at_the_listener),

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use countersign_api::names::ALPN;
 use countersign_kit::mesh::{MeshPod, MeshPodSpec};
+use countersign_kit::testca::{LeafSpec, careless_server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
-use crate::sidecar::{ACCEPTED, CLOSING, FIN, LIMIT, OPEN, RST, Rude, UNREACHABLE, address, data, stolen};
+use crate::sidecar::{ACCEPTED, CLOSING, FIN, LIMIT, OPEN, RST, Rude, UNREACHABLE, address, data, id, stolen};
 use crate::world::World;
 
 /// Every link that comes to the lying server is answered with `answer`, after its `OPEN` and `DATA`; gives what was heard, by
@@ -129,6 +132,55 @@ pub fn swallowed(world: &World) -> Result<()> {
     // The first to go there finds out, and one in ten seconds tries again.
     let (tries, fair) = (swallowed.load(Ordering::Relaxed), 2 + began.elapsed().as_secs() / 10);
     ensure!(tries as u64 <= fair, "{tries} connections went there, in {:?}", began.elapsed());
+    good.stop_sidecar();
+    Ok(())
+}
+
+pub fn outdated(world: &World) -> Result<()> {
+    // Of one service: an endpoint whose certificate has ended, and a good one.
+    let stale = world.mesh.pod(MeshPodSpec::new("stale-1", "stale", 26).without_sidecar())?;
+    let good = world.mesh.pod(MeshPodSpec::new("stale-2", "stale", 27))?;
+    let port = world.port();
+    world.mesh.service("shop", "stale", 26, &[(port, port)])?;
+    world.mesh.object(
+        "stale.yaml",
+        "apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: stale, namespace: shop}\n\
+         spec:\n  selector: {matchLabels: {app: stale}}\n  action: Allow\n  rules: [{from: [{namespaces: [shop]}]}]\n",
+    )?;
+    world.mesh.settle(&[&world.frontend, &good])?;
+    let spec = LeafSpec { begins: -7200, ends: -3600, ..LeafSpec::of(&id("stale")) };
+    let config = careless_server(stolen(world)?.leaf(&spec)?, &[ALPN])?;
+    let at = address(&stale, port);
+    let listener = stale.run(|| async { TcpListener::bind(at).await?.into_std() })?;
+    let _stale = stale.start(move || async move {
+        let listener = TcpListener::from_std(listener)?;
+        while let Ok((io, _)) = listener.accept().await {
+            let accepting = TlsAcceptor::from(Arc::clone(&config)).accept(io);
+            tokio::spawn(async move {
+                if let Ok(mut tls) = accepting.await {
+                    let _ = tls.read_to_end(&mut Vec::new()).await;
+                }
+            });
+        }
+        anyhow::Ok(())
+    })?;
+    let (_, _good) = count(&good, port, 600, echo)?;
+    let to = std::net::SocketAddr::from(([10, 96, 0, 26], port));
+    let began = std::time::Instant::now();
+    let refused = world.frontend.run(|| async {
+        let (mut open, mut refused) = (Vec::new(), 0);
+        for _ in 0..30 {
+            let mut io = TcpStream::connect(to).await?;
+            let _ = io.write_all(b"?").await;
+            match timeout(LIMIT, io.read_exact(&mut [0])).await.context("neither answered nor refused")? {
+                Ok(_) => open.push(io),
+                Err(_) => refused += 1,
+            }
+        }
+        anyhow::Ok(refused)
+    })?;
+    let fair = 2 + began.elapsed().as_secs() / 10;
+    ensure!(refused <= fair, "{refused} of 30 connections were refused, in {:?}", began.elapsed());
     good.stop_sidecar();
     Ok(())
 }
