@@ -29,6 +29,8 @@ pub enum Command {
     Bench(crate::bench::BenchArgs),
     /// Asks running processes how they are
     Status(StatusArgs),
+    /// Explains a denial: who was seen, each rule tried, and what would let it in
+    Explain(ExplainArgs),
     /// Prints the mesh's Kubernetes objects, for kubectl apply -f -
     Install(crate::install::InstallArgs),
     /// Puts sidecars into the pods of YAML files, as the injector does at admission
@@ -76,14 +78,47 @@ pub enum DemoCommand {
     },
 }
 
+/// Which processes are asked.
 #[derive(Debug, clap::Args)]
-pub struct StatusArgs {
+pub struct SocketArgs {
     /// An admin socket; may be given several times
     #[arg(long = "socket", value_name = "PATH")]
     pub sockets: Vec<PathBuf>,
     /// A folder of admin sockets (*.sock, in sub-folders too); may be given several times
     #[arg(long = "dir", value_name = "FOLDER")]
     pub dirs: Vec<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub sockets: SocketArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ExplainArgs {
+    /// The denial's id, as both sides log it: 16 hex digits
+    pub id: String,
+    #[command(flatten)]
+    pub sockets: SocketArgs,
+    /// An access log to look in when no proxy remembers it; may be given several times
+    #[arg(long = "log", value_name = "FILE")]
+    pub logs: Vec<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct WhyArgs {
+    /// SPIFFE id of the source; left out: a source without identity
+    #[arg(long, value_name = "ID")]
+    pub from: Option<String>,
+    /// Pod and port that it wants: NAME:PORT or NAMESPACE/NAME:PORT
+    #[arg(long, value_name = "WORKLOAD:PORT")]
+    pub to: String,
+    /// Address that it comes from, where rules speak of addresses
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub source_ip: std::net::IpAddr,
+    #[command(flatten)]
+    pub sockets: SocketArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -130,4 +165,6 @@ pub enum PolicyCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Decides an attempt by the rules that a pod's sidecar has in force; exit code 1 if it is denied
+    Why(WhyArgs),
 }

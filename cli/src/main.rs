@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod cluster;
 mod demo;
+mod explain;
 mod identity;
 mod inject;
 mod install;
@@ -42,6 +43,7 @@ fn run(args: &Args) -> Result<Verdict> {
         Command::Demo(demo) => demo::run(demo, args.output),
         Command::Bench(bench) => bench::run(bench, args.output),
         Command::Status(status) => status::run(status, args.output),
+        Command::Explain(explain) => explain::run(explain, args.output),
         Command::Identity(identity) => identity::run(identity, args.output),
         Command::Install(install) => install::run(install, args.output),
         Command::Inject(inject) => inject::inject(inject, args.output),

@@ -18,7 +18,10 @@ const MAX_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Runs one of its commands.
 pub fn run(command: &PolicyCommand, format: Format) -> Result<Verdict> {
-    let PolicyCommand::Check { files } = command;
+    let files = match command {
+        PolicyCommand::Check { files } => files,
+        PolicyCommand::Why(why) => return crate::explain::why(why, format),
+    };
     let results: Vec<Checked> = expand(files)?.iter().map(|file| check(file)).collect::<Result<_>>()?;
     let twice = named_twice(&results);
     let holds = twice.is_empty() && results.iter().all(|checked| checked.result.is_ok());

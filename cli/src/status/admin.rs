@@ -21,24 +21,34 @@ const MAX_PATH: usize = 107;
 
 /// `GET /status`.
 pub async fn status(socket: &Path) -> Result<Value> {
-    let body = tokio::time::timeout(LIMIT, fetch(socket, "/status"));
-    let body = body.await.map_err(|_| anyhow::anyhow!("no answer within {} s", LIMIT.as_secs()))??;
-    serde_json::from_slice(&body).context("the answer is not JSON")
+    get(socket, "/status").await?.context("/status was answered with 404 Not Found")
 }
 
-async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
+/// Any `GET`; `None` where the process has nothing there.
+pub async fn get(socket: &Path, path: &str) -> Result<Option<Value>> {
+    let body = tokio::time::timeout(LIMIT, fetch(socket, path));
+    match body.await.map_err(|_| anyhow::anyhow!("no answer within {} s", LIMIT.as_secs()))?? {
+        Some(body) => serde_json::from_slice(&body).map(Some).context("the answer is not JSON"),
+        None => Ok(None),
+    }
+}
+
+async fn fetch(socket: &Path, path: &str) -> Result<Option<Bytes>> {
     ensure!(socket.as_os_str().len() <= MAX_PATH, "the socket's path is longer than {MAX_PATH} bytes");
     let stream = UnixStream::connect(socket).await.context("connecting")?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("speaking HTTP")?;
     let driver = tokio::spawn(connection);
     let request = Request::get(path).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await.context("asking")?;
+    if response.status() == hyper::StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
     if !response.status().is_success() {
         bail!("{path} was answered with {}", response.status());
     }
     let body = Limited::new(response.into_body(), MAX_BYTES).collect().await;
     driver.abort();
-    Ok(body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?.to_bytes())
+    Ok(Some(body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?.to_bytes()))
 }
 
 #[cfg(test)]

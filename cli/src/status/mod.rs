@@ -2,7 +2,7 @@
 //!
 //! Called by `main`. It must never show a process that did not answer as well: no answer is exit code 1, no socket 2.
 
-mod admin;
+pub(crate) mod admin;
 mod row;
 
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use crate::args::StatusArgs;
+use crate::args::{SocketArgs, StatusArgs};
 use crate::output::{self, Format, Style, Verdict};
 
 /// Where sockets are looked for when nothing is said.
@@ -20,7 +20,7 @@ const DEPTH: usize = 4;
 
 /// Asks all, prints all.
 pub fn run(args: &StatusArgs, format: Format) -> Result<Verdict> {
-    let sockets = sockets(args)?;
+    let sockets = sockets(&args.sockets)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
     let answers: Vec<(PathBuf, Result<Value>)> = runtime.block_on(async {
         let mut answers = Vec::new();
@@ -63,7 +63,7 @@ fn table(answers: &[(PathBuf, Result<Value>)], style: Style) -> String {
 }
 
 /// The sockets named, and those in the folders named.
-fn sockets(args: &StatusArgs) -> Result<Vec<PathBuf>> {
+pub(crate) fn sockets(args: &SocketArgs) -> Result<Vec<PathBuf>> {
     let mut all = args.sockets.clone();
     let default = [PathBuf::from(DEFAULT_DIR)];
     let dirs = if args.sockets.is_empty() && args.dirs.is_empty() { &default[..] } else { &args.dirs[..] };
