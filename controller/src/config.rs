@@ -232,7 +232,8 @@ fn ranges(flag: &'static str, texts: &[String]) -> Result<Vec<IpNet>, ConfigErro
         return Err(wrong(&texts.len().to_string(), format!("more than {MAX_RANGES} ranges")));
     }
     let range = |text: &String| {
-        let range: IpNet = text.trim().parse().map_err(|_| wrong(text, "is not a CIDR like 10.244.0.0/16".to_owned()))?;
+        let range: IpNet =
+            text.trim().parse().map_err(|_| wrong(text, "is not a CIDR like 10.244.0.0/16".to_owned()))?;
         if range.trunc() != range {
             return Err(wrong(text, format!("has host bits set; {} is meant?", range.trunc())));
         }

@@ -123,7 +123,9 @@ fn holds(schema: &Value, value: &Value) -> bool {
 }
 
 fn policy(spec: &str) -> String {
-    format!("apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: rule, namespace: shop}}\nspec: {spec}\n")
+    format!(
+        "apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: rule, namespace: shop}}\nspec: {spec}\n"
+    )
 }
 
 /// The API server drops a null where the schema does not say `nullable`.
@@ -193,7 +195,7 @@ fn every_bad_policy_is_refused_by_the_parser_and_most_by_the_schema_alone() {
     let bad = [
         ("{}".to_owned(), ".spec.action: required".to_owned()),
         ("{action: allow, rules: [{}]}".to_owned(), ".spec.action: enum".to_owned()),
-        ("{action: Allow, mode: Off, rules: [{}]}".to_owned(), ".spec.mode: enum".to_owned()),
+        ("{action: Allow, mode: Loose, rules: [{}]}".to_owned(), ".spec.mode: enum".to_owned()),
         ("{action: Allow}".to_owned(), ".spec.rules: required".to_owned()),
         ("{action: Allow, rules: []}".to_owned(), ".spec.rules: is empty".to_owned()),
         ("{action: Allow, rules: null}".to_owned(), ".spec.rules: required".to_owned()),
@@ -209,8 +211,14 @@ fn every_bad_policy_is_refused_by_the_parser_and_most_by_the_schema_alone() {
         (from("{unauthenticated: null, ipBlocks: [10.0.0.0/8]}"), format!("{FROM}.unauthenticated: enum")),
         (from("{namespaces: [shop], ipBlocks: null}"), String::new()),
         ("{action: Allow, selector: {}, rules: [{}]}".to_owned(), ".spec.selector.matchLabels: required".to_owned()),
-        ("{action: Allow, selector: {matchLabels: {}}, rules: [{}]}".to_owned(), ".spec.selector.matchLabels: is empty".to_owned()),
-        ("{action: Allow, selector: {matchLabels: {app: 'a b'}}, rules: [{}]}".to_owned(), ".spec.selector.matchLabels.app: pattern".to_owned()),
+        (
+            "{action: Allow, selector: {matchLabels: {}}, rules: [{}]}".to_owned(),
+            ".spec.selector.matchLabels: is empty".to_owned(),
+        ),
+        (
+            "{action: Allow, selector: {matchLabels: {app: 'a b'}}, rules: [{}]}".to_owned(),
+            ".spec.selector.matchLabels.app: pattern".to_owned(),
+        ),
         ("{action: Allow, selector: {matchLabels: {'a b': x}}, rules: [{}]}".to_owned(), String::new()),
         // A misspelled field must come as far as to whoever refuses it.
         ("{action: Allow, selectors: {matchLabels: {app: x}}, rules: [{}]}".to_owned(), String::new()),
@@ -229,7 +237,10 @@ fn every_bad_policy_is_refused_by_the_parser_and_most_by_the_schema_alone() {
         (from("{namespaces: ['']}"), format!("{FROM}.namespaces[0]: pattern")),
         (from("{namespaces: [Shop]}"), format!("{FROM}.namespaces[0]: pattern")),
         (from("{namespaces: ['*', shop]}"), String::new()),
-        (from("{serviceAccounts: [{namespace: '*', name: x}]}"), format!("{FROM}.serviceAccounts[0].namespace: pattern")),
+        (
+            from("{serviceAccounts: [{namespace: '*', name: x}]}"),
+            format!("{FROM}.serviceAccounts[0].namespace: pattern"),
+        ),
         (from("{serviceAccounts: [{name: x}]}"), format!("{FROM}.serviceAccounts[0].namespace: required")),
         (from("{trustDomains: [TD]}"), format!("{FROM}.trustDomains[0]: pattern")),
         (from("{ipBlocks: [10.0.0.1]}"), format!("{FROM}.ipBlocks[0]: pattern")),
@@ -298,10 +309,14 @@ fn the_kind_has_status_columns_short_name_and_category() {
     let crd = crd();
     let version = &crd["spec"]["versions"][0];
     assert_eq!(crd["metadata"]["name"], "authorizationpolicies.policy.countersign.dev");
-    assert_eq!((&crd["spec"]["names"]["shortNames"], &crd["spec"]["names"]["categories"]), (&json!(["azp"]), &json!(["countersign"])));
+    assert_eq!(
+        (&crd["spec"]["names"]["shortNames"], &crd["spec"]["names"]["categories"]),
+        (&json!(["azp"]), &json!(["countersign"]))
+    );
     assert_eq!(version["subresources"]["status"], json!({}));
     let columns = version["additionalPrinterColumns"].as_array().unwrap().iter();
-    let shown: Vec<&str> = columns.filter(|column| column["priority"].is_null()).map(|column| column["name"].as_str().unwrap()).collect();
+    let shown: Vec<&str> =
+        columns.filter(|column| column["priority"].is_null()).map(|column| column["name"].as_str().unwrap()).collect();
     assert_eq!(shown, ["Action", "Mode", "Accepted", "Age"]);
     let conditions = &schema()["properties"]["status"]["properties"]["conditions"];
     assert_eq!(conditions["x-kubernetes-list-map-keys"], json!(["type"]));

@@ -87,7 +87,10 @@ fn a_cluster_is_a_source_with_ranges_or_without() {
     for (line, want) in [
         (&["--pod-range=10.77.0.1/16"][..], "--pod-range \"10.77.0.1/16\": has host bits set; 10.77.0.0/16 is meant?"),
         (&["--service-range=all"], "--service-range \"all\": is not a CIDR"),
-        (&["--pod-range=10.0.0.0/8", "--service-range=10.96.0.0/12"], "--service-range \"10.96.0.0/12\": overlaps --pod-range 10.0.0.0/8"),
+        (
+            &["--pod-range=10.0.0.0/8", "--service-range=10.96.0.0/12"],
+            "--service-range \"10.96.0.0/12\": overlaps --pod-range 10.0.0.0/8",
+        ),
         (&["--pod-range=::ffff:10.0.0.0/104"], "write the range as IPv4"),
     ] {
         let error = ranges(line).unwrap_err();

@@ -50,13 +50,7 @@ resource!(Namespace, "", "v1", "namespaces", ClusterResourceScope);
 resource!(Node, "", "v1", "nodes", ClusterResourceScope);
 resource!(EndpointSlice, "discovery.k8s.io", "v1", "endpointslices", NamespaceResourceScope);
 resource!(ServiceCIDR, "networking.k8s.io", "v1", "servicecidrs", ClusterResourceScope);
-resource!(
-    AuthorizationPolicy,
-    "policy.countersign.dev",
-    "v1alpha1",
-    "authorizationpolicies",
-    NamespaceResourceScope
-);
+resource!(AuthorizationPolicy, "policy.countersign.dev", "v1alpha1", "authorizationpolicies", NamespaceResourceScope);
 
 /// The fields of an object's metadata that we, or the watcher, read.
 fn lean<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> {
@@ -233,13 +227,29 @@ pub struct Namespace {
     pub metadata: ObjectMeta,
 }
 
-/// Ranges of pods.
+/// Ranges of pods, and what is none of theirs.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Node {
     #[serde(deserialize_with = "lean")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: NodeSpec,
+    #[serde(default)]
+    pub status: NodeStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    #[serde(deserialize_with = "nullable")]
+    pub addresses: Vec<NodeAddress>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    /// An address, or for some types a name.
+    pub address: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -67,7 +67,11 @@ pub async fn keep(client: Client, mut wanted: watch::Receiver<Arc<BTreeMap<Key, 
                     sleep(backoff.failed()).await;
                 }
                 Err(_) => {
-                    warn!(namespace = key.0, name = key.1, "cannot write a policy's status: no answer within {LIMIT:?}");
+                    warn!(
+                        namespace = key.0,
+                        name = key.1,
+                        "cannot write a policy's status: no answer within {LIMIT:?}"
+                    );
                     sleep(backoff.failed()).await;
                 }
             }

@@ -44,12 +44,10 @@ pub fn start(client: &Client, ranges: &Ranges, out: &mpsc::Sender<Change>) -> Jo
     tasks.spawn(follow(client.clone(), all.clone(), SLICES, Change::Slice, out.clone()));
     tasks.spawn(follow(client.clone(), all.clone(), NAMESPACES, Change::Namespace, out.clone()));
     tasks.spawn(follow(client.clone(), all.clone(), POLICIES, Change::Policy, out.clone()));
-    // What the operator says is not asked for, and needs no permission.
+    tasks.spawn(follow(client.clone(), all.clone(), NODES, Change::Node, out.clone()));
+    // Not there before Kubernetes 1.33; what the operator says is not asked for.
     if ranges.services.is_empty() {
-        tasks.spawn(follow(client.clone(), all.clone(), CIDRS, Change::Cidr, out.clone()));
-    }
-    if ranges.pods.is_empty() {
-        tasks.spawn(follow(client.clone(), all, NODES, Change::Node, out.clone()));
+        tasks.spawn(follow(client.clone(), all, CIDRS, Change::Cidr, out.clone()));
     }
     tasks
 }

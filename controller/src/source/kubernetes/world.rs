@@ -18,7 +18,7 @@ use crate::source::Snapshot;
 use crate::source::kubernetes::held::{Event, Held, Touched};
 use crate::source::kubernetes::objects::{self, Key};
 use crate::source::kubernetes::policies::Verdict;
-use crate::source::kubernetes::{pods, policies, services};
+use crate::source::kubernetes::{nodes, pods, policies, services};
 
 /// Problems that are shown; the rest shows when these are gone.
 const MAX_PROBLEMS: usize = 200;
@@ -53,7 +53,7 @@ pub enum Change {
     Policy(Event<objects::AuthorizationPolicy>),
     /// Of the ranges of cluster IPs.
     Cidr(Event<objects::ServiceCIDR>),
-    /// Of nodes: the ranges of their pods.
+    /// Of nodes: the ranges of their pods, and what is their own.
     Node(Event<objects::Node>),
     /// It broke, or cannot be had; it is tried again.
     Broke {
@@ -111,7 +111,7 @@ pub struct World {
     namespaces: Held<(Modes, Vec<LabelProblem>)>,
     policies: Held<policies::Known>,
     cidrs: Held<Vec<IpNet>>,
-    nodes: Held<Vec<IpNet>>,
+    nodes: Held<nodes::Known>,
     /// The last that were not empty: an API without ranges is a mistake, and no reason to call nobody meshed.
     pod_ranges: Vec<IpNet>,
     service_ranges: Vec<IpNet>,
@@ -158,39 +158,43 @@ impl World {
             Change::Mended(what) => {
                 return Changed { picture: self.broken.remove(what).is_some(), verdicts: false };
             }
-            Change::Pod(event) => self.pods.take(keyed(event, |pod| &pod.metadata), |_, pod| pods::read(pod, &self.trust_domain)),
+            Change::Pod(event) => {
+                self.pods.take(keyed(event, |pod| &pod.metadata), |_, pod| pods::read(pod, &self.trust_domain))
+            }
             Change::Service(event) => {
                 let touched = self.services.take(keyed(event, |is| &is.metadata), |_, is| services::read(is));
                 self.join(&touched);
                 touched
             }
             Change::Slice(event) => self.slice(event),
-            Change::Namespace(event) => self.namespaces.take(keyed(event, |is| &is.metadata), |_, is| {
-                Modes::from_labels(&objects::labels(is.metadata))
-            }),
+            Change::Namespace(event) => self
+                .namespaces
+                .take(keyed(event, |is| &is.metadata), |_, is| Modes::from_labels(&objects::labels(is.metadata))),
             Change::Policy(event) => return self.policy(event),
             Change::Cidr(event) => {
                 let touched = self.cidrs.take(keyed(event, |is| &is.metadata), |_, is| parsed(&is.spec.cidrs));
-                told(&self.cidrs, &self.ranges.services, &mut self.service_ranges);
+                told(&self.cidrs, |ranges| ranges, &self.ranges.services, &mut self.service_ranges);
                 touched
             }
-            // Most of what changes in a node is nothing to us.
-            Change::Node(event) => {
-                let before = self.pod_ranges.clone();
-                let touched = self.nodes.take(keyed(event, |is| &is.metadata), |_, is| {
-                    let one = is.spec.pod_cidr.filter(|_| is.spec.pod_cidrs.is_empty());
-                    parsed(&is.spec.pod_cidrs).into_iter().chain(parsed(one.as_slice())).collect()
-                });
-                told(&self.nodes, &self.ranges.pods, &mut self.pod_ranges);
-                match before == self.pod_ranges && !matches!(touched, Touched::All) {
-                    true => Touched::Nothing,
-                    false => touched,
-                }
-            }
+            Change::Node(event) => self.node(event),
         };
         // Between a list's beginning and its end nothing is said that proves the watch well.
         let mended = touched != Touched::Nothing && self.broken.remove(what).is_some();
         Changed { picture: touched != Touched::Nothing || mended, verdicts: false }
+    }
+
+    /// Most of what changes in a node is nothing to us.
+    fn node(&mut self, event: Event<objects::Node>) -> Touched {
+        let before = match &event {
+            Event::Set(node) => self.nodes.find(&objects::key(&node.metadata)).cloned(),
+            _ => None,
+        };
+        let touched = self.nodes.take(keyed(event, |is| &is.metadata), |_, is| nodes::read(is));
+        told(&self.nodes, |node| &node.ranges, &self.ranges.pods, &mut self.pod_ranges);
+        match &touched {
+            Touched::One(key) if before.is_some() && self.nodes.find(key) == before.as_ref() => Touched::Nothing,
+            _ => touched,
+        }
     }
 
     fn slice(&mut self, event: Event<objects::EndpointSlice>) -> Touched {
@@ -252,7 +256,8 @@ impl World {
             },
             Touched::All => {
                 let all = self.services.all().iter();
-                let joined = all.filter_map(|(key, service)| Some((key.clone(), self.joined_of(key, service.as_ref()?))));
+                let joined =
+                    all.filter_map(|(key, service)| Some((key.clone(), self.joined_of(key, service.as_ref()?))));
                 self.joined = joined.collect();
             }
         }
@@ -274,8 +279,7 @@ impl World {
             _ => None,
         };
         let before = key.as_ref().and_then(|key| rule(self, key));
-        let touched =
-            self.policies.take(keyed(event, |is| &is.metadata), |old, is| policies::read(old, is, first));
+        let touched = self.policies.take(keyed(event, |is| &is.metadata), |old, is| policies::read(old, is, first));
         let mended = touched != Touched::Nothing && self.broken.remove(POLICIES).is_some();
         // A status that somebody wrote is no change of the rule.
         let picture = match &touched {
@@ -295,7 +299,7 @@ impl World {
             (NAMESPACES, self.namespaces.is_complete()),
             (POLICIES, self.policies.is_complete()),
             (CIDRS, self.cidrs.is_complete() || !self.ranges.services.is_empty()),
-            (NODES, self.nodes.is_complete() || !self.ranges.pods.is_empty()),
+            (NODES, self.nodes.is_complete()),
         ];
         watches.into_iter().filter(|(_, complete)| !complete).map(|(what, _)| what).collect()
     }
@@ -310,10 +314,14 @@ impl World {
             }
         }
         self.changes += 1;
-        let unknown: Vec<(&Key, &policies::Known)> = self.policies.all().iter().filter(|(_, is)| is.withholds).collect();
+        let unknown: Vec<(&Key, &policies::Known)> =
+            self.policies.all().iter().filter(|(_, is)| is.withholds).collect();
         Snapshot {
             index: self.index.clone(),
-            withheld: unknown.iter().map(|((namespace, name), _)| format!("AuthorizationPolicy {namespace}/{name}")).collect(),
+            withheld: unknown
+                .iter()
+                .map(|((namespace, name), _)| format!("AuthorizationPolicy {namespace}/{name}"))
+                .collect(),
             withheld_in: unknown.iter().map(|((namespace, _), _)| namespace.as_str().into()).collect(),
             problems: self.problems(&missing),
             warnings: self.warnings(),
@@ -362,14 +370,14 @@ impl World {
     /// Inside the ranges, and known to be nobody's of the mesh: nodes (their pods' range may hold them too), and where the API
     /// servers listen.
     fn bare(&self) -> BTreeSet<IpAddr> {
-        let nodes = self.pods.all().values().flat_map(|pod| pod.node.iter().copied());
+        let nodes = self.nodes.all().values().flat_map(|node| node.own.iter().copied());
+        let hosts = self.pods.all().values().flat_map(|pod| pod.node.iter().copied());
         let (namespace, name) = services::API_SERVER;
         let api = self.joined.get(&(namespace.to_owned(), name.to_owned()));
         let api = api.into_iter().flat_map(|service| service.listed.iter().map(|listed| listed.address));
-        let inside = |address: &IpAddr| {
-            contains(&self.pod_ranges, *address) || contains(&self.service_ranges, *address)
-        };
-        nodes.chain(api).filter(inside).collect()
+        let inside =
+            |address: &IpAddr| contains(&self.pod_ranges, *address) || contains(&self.service_ranges, *address);
+        nodes.chain(hosts).chain(api).filter(inside).collect()
     }
 
     /// What policies' status should say and does not.
@@ -390,7 +398,10 @@ impl World {
         if self.ranges.services.is_empty() && self.cidrs.is_complete() && self.cidrs.all().values().all(Vec::is_empty) {
             problems.push(Problem::of_file(CIDRS, "holds no range: set --service-range"));
         }
-        if self.ranges.pods.is_empty() && self.nodes.is_complete() && self.nodes.all().values().all(Vec::is_empty) {
+        if self.ranges.pods.is_empty()
+            && self.nodes.is_complete()
+            && self.nodes.all().values().all(|node| node.ranges.is_empty())
+        {
             problems.push(Problem::of_file(NODES, "no node has podCIDRs: set --pod-range"));
         }
         problems.extend(self.policies.all().values().filter_map(|is| is.bad.clone()));
@@ -407,14 +418,18 @@ impl World {
         let pods = members.filter(|member| known && member.workload.meshed).flat_map(|member| {
             let addresses = member.workload.addresses.iter();
             addresses.filter(|at| !contains(&self.pod_ranges, at.value)).map(|at| {
-                Problem::at(&at.place, "status.podIPs", format!("{} of a meshed pod is outside the pod ranges", at.value))
+                Problem::at(
+                    &at.place,
+                    "status.podIPs",
+                    format!("{} of a meshed pod is outside the pod ranges", at.value),
+                )
             })
         });
         let services = self.joined.values().flat_map(|service| service.addresses.iter());
-        let services = services.filter(|at| !self.service_ranges.is_empty() && !contains(&self.service_ranges, at.value));
-        let services = services.map(|at| {
-            Problem::at(&at.place, "spec.clusterIPs", format!("{} is outside the service ranges", at.value))
-        });
+        let services =
+            services.filter(|at| !self.service_ranges.is_empty() && !contains(&self.service_ranges, at.value));
+        let services = services
+            .map(|at| Problem::at(&at.place, "spec.clusterIPs", format!("{} is outside the service ranges", at.value)));
         pods.chain(services).take(MAX_PROBLEMS).collect()
     }
 
@@ -432,11 +447,11 @@ impl World {
 }
 
 /// Ranges as told take the place of those before, unless the operator set some, or there are none.
-fn told(objects: &Held<Vec<IpNet>>, set: &[IpNet], ranges: &mut Vec<IpNet>) {
+fn told<T>(objects: &Held<T>, of: impl Fn(&T) -> &Vec<IpNet>, set: &[IpNet], ranges: &mut Vec<IpNet>) {
     if !set.is_empty() || !objects.is_complete() {
         return;
     }
-    let all: Vec<IpNet> = objects.all().values().flatten().copied().collect();
+    let all: Vec<IpNet> = objects.all().values().flat_map(of).copied().collect();
     let mut all = IpNet::aggregate(&all);
     all.sort();
     if !all.is_empty() {

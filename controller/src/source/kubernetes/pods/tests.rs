@@ -68,7 +68,10 @@ fn each_kind_of_pod_has_its_meaning() {
         (json!({}), format!("{WHOLE} meshed ready on a node")),
         // An init container of that name that ends is none of our sidecars, nor is an app's container.
         (proxy(json!({"name": "countersign-proxy"})), format!("{WHOLE} bare ready on a node")),
-        (proxy(json!({"name": "countersign-proxy", "restartPolicy": "OnFailure"})), format!("{WHOLE} bare ready on a node")),
+        (
+            proxy(json!({"name": "countersign-proxy", "restartPolicy": "OnFailure"})),
+            format!("{WHOLE} bare ready on a node"),
+        ),
         (proxy(json!({"name": "other", "restartPolicy": "Always"})), format!("{WHOLE} bare ready on a node")),
         (json!({"spec": {"initContainers": null}}), format!("{WHOLE} bare ready on a node")),
         // The sidecar runs while the pod is still Pending: its address is its own already.
@@ -82,8 +85,14 @@ fn each_kind_of_pod_has_its_meaning() {
         (json!({"status": {"phase": "Unknown"}}), format!("{WHOLE} meshed ready on a node")),
         (json!({"status": {"podIP": null, "podIPs": null}}), "nobody".to_owned()),
         (json!({"status": {"podIPs": null}}), "/ns/shop/sa/backend 10.77.0.11 meshed ready on a node".to_owned()),
-        (json!({"spec": {"hostNetwork": true}, "status": {"podIP": "192.0.2.1", "podIPs": [{"ip": "192.0.2.1"}]}}), "nobody".to_owned()),
-        (json!({"spec": {"serviceAccountName": null, "nodeName": null}}), "/ns/shop/sa/default 10.77.0.11,fd77::11 meshed ready".to_owned()),
+        (
+            json!({"spec": {"hostNetwork": true}, "status": {"podIP": "192.0.2.1", "podIPs": [{"ip": "192.0.2.1"}]}}),
+            "nobody".to_owned(),
+        ),
+        (
+            json!({"spec": {"serviceAccountName": null, "nodeName": null}}),
+            "/ns/shop/sa/default 10.77.0.11,fd77::11 meshed ready".to_owned(),
+        ),
         (
             json!({"status": {"podIPs": [{"ip": "::ffff:10.77.0.11"}, {"ip": "nonsense"}, {"ip": "0.0.0.0"}]}}),
             "/ns/shop/sa/backend 10.77.0.11 meshed ready on a node".to_owned(),
@@ -98,7 +107,8 @@ fn each_kind_of_pod_has_its_meaning() {
 fn addresses_of_nodes_are_learned_from_their_pods() {
     let address = |text: &str| text.parse::<IpAddr>().unwrap();
     assert_eq!(known(&json!({})).node, [address("192.0.2.1")]);
-    let host = json!({"spec": {"hostNetwork": true}, "status": {"podIPs": [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]}});
+    let host =
+        json!({"spec": {"hostNetwork": true}, "status": {"podIPs": [{"ip": "192.0.2.1"}, {"ip": "2001:db8::1"}]}});
     let host = known(&host).node;
     assert!(host.contains(&address("192.0.2.1")) && host.contains(&address("2001:db8::1")), "{host:?}");
 }
@@ -135,7 +145,11 @@ fn a_reused_address_belongs_to_the_newest_pod_that_stays() {
     let table = [
         (pod("old", early, json!({})), pod("new", late, json!({})), "new"),
         // Made earlier and started later: it waited for its node.
-        (pod("old", early, json!({"metadata": {"creationTimestamp": "2026-01-01T01:00:00Z"}})), pod("new", late, json!({})), "new"),
+        (
+            pod("old", early, json!({"metadata": {"creationTimestamp": "2026-01-01T01:00:00Z"}})),
+            pod("new", late, json!({})),
+            "new",
+        ),
         (pod("gone", late, leaving.clone()), pod("stays", early, json!({})), "stays"),
         (pod("ended", late, json!({"status": {"phase": "Succeeded"}})), pod("runs", early, json!({})), "runs"),
         (pod("a", early, json!({})), pod("b", early, json!({})), "b"),

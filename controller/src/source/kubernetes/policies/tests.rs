@@ -1,7 +1,8 @@
 use super::*;
 
 fn object(uid: &str, generation: i64, spec: Value) -> AuthorizationPolicy {
-    let metadata = json!({"name": "rule", "namespace": "shop", "uid": uid, "generation": generation, "labels": {"a": "b"}});
+    let metadata =
+        json!({"name": "rule", "namespace": "shop", "uid": uid, "generation": generation, "labels": {"a": "b"}});
     serde_json::from_value(json!({"apiVersion": "x", "kind": "y", "metadata": metadata, "spec": spec})).unwrap()
 }
 
@@ -26,7 +27,10 @@ fn a_bad_one_keeps_what_the_same_object_said_and_the_field_is_named() {
     let second = read(Some(&first), object("u", 2, bad()), false);
     assert!(Arc::ptr_eq(first.good.as_ref().unwrap(), second.good.as_ref().unwrap()) && !second.withholds);
     let problem = second.bad.as_ref().unwrap();
-    assert_eq!(problem.to_string(), "AuthorizationPolicy shop/rule: spec.rules[0].to[0].ports[0]: 70000 is not a port (1-65535)");
+    assert_eq!(
+        problem.to_string(),
+        "AuthorizationPolicy shop/rule: spec.rules[0].to[0].ports[0]: 70000 is not a port (1-65535)"
+    );
     // What was made anew under the name is another: nothing of the old holds.
     let third = read(Some(&second), object("v", 1, bad()), false);
     assert!(third.good.is_none() && !third.withholds);
@@ -88,7 +92,9 @@ fn a_status_is_wanted_until_it_is_written_and_every_replica_wants_the_same() {
 
 #[test]
 fn a_status_that_is_none_of_ours_takes_no_rule_away() {
-    for status in [json!(null), json!("x"), json!({"conditions": "x"}), json!({"conditions": [{"type": 1}]}), json!({"other": 1})] {
+    for status in
+        [json!(null), json!("x"), json!({"conditions": "x"}), json!({"conditions": [{"type": 1}]}), json!({"other": 1})]
+    {
         let metadata = json!({"name": "rule", "namespace": "shop", "uid": "u", "generation": 1});
         let object = serde_json::from_value(json!({"metadata": metadata, "spec": good(), "status": status})).unwrap();
         assert!(read(None, object, true).good.is_some(), "{status}");

@@ -65,11 +65,15 @@ fn headless_services_have_no_address_and_external_names_are_nothing() {
 
 #[test]
 fn named_target_ports_are_what_each_slice_says() {
-    let pod = |address: &str, uid: &str| json!({
-        "addresses": [address], "conditions": {"ready": true}, "nodeName": "node-a",
-        "targetRef": {"kind": "Pod", "namespace": "shop", "name": "x", "uid": uid},
-    });
-    let old = slice(json!({"endpoints": [pod("10.77.0.11", "u1")], "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]}));
+    let pod = |address: &str, uid: &str| {
+        json!({
+            "addresses": [address], "conditions": {"ready": true}, "nodeName": "node-a",
+            "targetRef": {"kind": "Pod", "namespace": "shop", "name": "x", "uid": uid},
+        })
+    };
+    let old = slice(
+        json!({"endpoints": [pod("10.77.0.11", "u1")], "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]}),
+    );
     let new = slice(json!({"endpoints": [pod("10.77.0.12", "u2")], "ports": [
         {"name": "http", "port": 9090, "protocol": "TCP"}, {"name": "other", "port": 1, "protocol": "TCP"},
     ]}));
@@ -82,7 +86,11 @@ fn named_target_ports_are_what_each_slice_says() {
 #[test]
 fn a_port_of_another_protocol_or_any_port_leads_nowhere() {
     let endpoints = json!([{"addresses": ["10.77.0.11"]}]);
-    for port in [json!({"name": "http", "port": 8080, "protocol": "UDP"}), json!({"name": "http", "protocol": "TCP"}), json!({"name": "", "port": 1})] {
+    for port in [
+        json!({"name": "http", "port": 8080, "protocol": "UDP"}),
+        json!({"name": "http", "protocol": "TCP"}),
+        json!({"name": "", "port": 1}),
+    ] {
         let slice = slice(json!({"endpoints": endpoints, "ports": [port]}));
         assert_eq!(lines(&http(), &[slice]), ["10.77.0.11 - ready  []"]);
     }
@@ -121,16 +129,20 @@ fn where_nobody_is_ready_those_on_their_way_out_that_serve_are_sent_traffic() {
 #[test]
 fn an_endpoint_whose_target_is_in_another_namespace_is_left_out() {
     let target = |namespace: Value| json!({"addresses": ["10.77.0.11"], "targetRef": {"kind": "Pod", "namespace": namespace, "uid": "u"}});
-    let read = |namespace: Value| slice(json!({"endpoints": [target(namespace)], "ports": [{"name": "http", "port": 1}]})).endpoints.len();
+    let read = |namespace: Value| {
+        slice(json!({"endpoints": [target(namespace)], "ports": [{"name": "http", "port": 1}]})).endpoints.len()
+    };
     assert_eq!((read(json!("other")), read(json!("shop")), read(json!(null))), (0, 1, 1));
 }
 
 #[test]
 fn an_endpoint_in_two_slices_is_one_and_the_first_address_counts() {
-    let in_slice = |ready: bool| slice(json!({
-        "endpoints": [{"addresses": ["10.77.0.11", "10.77.0.12"], "conditions": {"ready": ready}}],
-        "ports": [{"name": "http", "port": 8080}],
-    }));
+    let in_slice = |ready: bool| {
+        slice(json!({
+            "endpoints": [{"addresses": ["10.77.0.11", "10.77.0.12"], "conditions": {"ready": ready}}],
+            "ports": [{"name": "http", "port": 8080}],
+        }))
+    };
     assert_eq!(lines(&http(), &[in_slice(false), in_slice(true)]), ["10.77.0.11 - ready  [80->8080]"]);
 }
 

@@ -75,7 +75,8 @@ impl FakeApi {
         let api = self.clone();
         let serve = move |request: Request<Body>| {
             let api = api.clone();
-            Box::pin(async move { api.serve(request).await }) as Pin<Box<dyn Future<Output = Result<Answer, std::io::Error>> + Send>>
+            Box::pin(async move { api.serve(request).await })
+                as Pin<Box<dyn Future<Output = Result<Answer, std::io::Error>> + Send>>
         };
         Client::new(service_fn(serve), "default")
     }

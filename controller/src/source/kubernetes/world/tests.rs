@@ -42,6 +42,13 @@ fn slice(of: &str, endpoints: &[(&str, &str)]) -> Value {
     })
 }
 
+fn node(name: &str, range: &str) -> Value {
+    json!({
+        "metadata": {"name": name}, "spec": {"podCIDR": range, "podCIDRs": [range]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+    })
+}
+
 fn policy(name: &str, generation: i64, port: i64) -> Value {
     json!({
         "metadata": {"name": name, "namespace": "shop", "uid": name, "generation": generation},
@@ -75,6 +82,7 @@ fn small() -> World {
     let shop = json!({"metadata": {"name": "shop", "labels": {"countersign.dev/mtls": "Permissive", "x": "y"}}});
     list(&mut world, Change::Namespace, &[shop]);
     list(&mut world, Change::Policy, &[policy("rule", 1, 8080)]);
+    list(&mut world, Change::Node, &[node("node-a", "10.77.0.0/24")]);
     world
 }
 
@@ -119,10 +127,18 @@ fn nothing_is_answered_before_every_watch_was_complete_once() {
     listed(&mut world, &mut |world| list(world, Change::Namespace, &none));
     listed(&mut world, &mut |world| list(world, Change::Policy, &none));
     listed(&mut world, &mut |world| {
-        list(world, Change::Node, &[json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.77.0.0/24", "podCIDRs": ["10.77.0.0/24"]}})]);
+        list(
+            world,
+            Change::Node,
+            &[json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.77.0.0/24", "podCIDRs": ["10.77.0.0/24"]}})],
+        );
     });
     listed(&mut world, &mut |world| {
-        list(world, Change::Cidr, &[json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/12", "fd96::/108"]}})]);
+        list(
+            world,
+            Change::Cidr,
+            &[json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/12", "fd96::/108"]}})],
+        );
     });
     let index = index(&mut world);
     assert_eq!(index.mesh().pod_ranges, nets(&["10.77.0.0/24"]));
@@ -166,14 +182,21 @@ fn an_endpoint_that_is_not_known_to_be_of_the_services_namespace_is_left_out() {
     for (endpoints, want, left_out) in table {
         world.take(Change::Slice(Event::Set(object(slice("backend", endpoints)))));
         let index = index(&mut world);
-        assert_eq!((ask(&index, "10.96.0.10@80").as_str(), index.services()[0].left_out), (want, left_out), "{endpoints:?}");
+        assert_eq!(
+            (ask(&index, "10.96.0.10@80").as_str(), index.services()[0].left_out),
+            (want, left_out),
+            "{endpoints:?}"
+        );
     }
 }
 
 #[test]
 fn a_slice_that_comes_before_its_pod_counts_once_the_pod_is_there() {
     let mut world = small();
-    world.take(Change::Slice(Event::Set(object(slice("backend", &[("10.77.0.11", "uid-b1"), ("10.77.0.12", "uid-b2")])))));
+    world.take(Change::Slice(Event::Set(object(slice(
+        "backend",
+        &[("10.77.0.11", "uid-b1"), ("10.77.0.12", "uid-b2")],
+    )))));
     assert_eq!(ask(&index(&mut world), "10.96.0.10@80"), "10.77.0.11@8080=backend");
     world.take(Change::Pod(Event::Set(object(pod("shop", "b2", "10.77.0.12")))));
     assert_eq!(ask(&index(&mut world), "10.96.0.10@80"), "10.77.0.11@8080=backend 10.77.0.12@8080=backend");
@@ -192,7 +215,10 @@ fn slices_come_go_and_change_hands() {
     moved["metadata"]["name"] = "backend-1".into();
     world.take(Change::Slice(Event::Set(object(moved))));
     let now = index(&mut world);
-    assert_eq!((ask(&now, "10.96.0.10@80").as_str(), ask(&now, "10.96.0.11@80").as_str()), ("", "10.77.0.11@8080=backend"));
+    assert_eq!(
+        (ask(&now, "10.96.0.10@80").as_str(), ask(&now, "10.96.0.11@80").as_str()),
+        ("", "10.77.0.11@8080=backend")
+    );
     world.take(Change::Slice(Event::Gone(("shop".into(), "backend-1".into()))));
     assert_eq!(ask(&index(&mut world), "10.96.0.11@80"), "");
     world.take(Change::Service(Event::Gone(("shop".into(), "front".into()))));
@@ -251,11 +277,46 @@ fn node_addresses_and_the_api_server_inside_the_ranges_are_known_to_be_bare() {
     list(&mut world, Change::Service, &[api]);
     list(&mut world, Change::Slice, &[at]);
     list::<objects::Namespace>(&mut world, Change::Namespace, &[]);
+    list::<objects::Node>(&mut world, Change::Node, &[]);
     list::<objects::AuthorizationPolicy>(&mut world, Change::Policy, &[]);
     let index = index(&mut world);
     assert_eq!(ask(&index, "10.96.0.1@443"), "192.0.2.77@6443=bare");
     assert_eq!(ask(&index, "192.0.2.1@10250"), "not_meshed");
     assert_eq!(ask(&index, "192.0.2.9@1"), "unknown");
+}
+
+/// The node's side of its pods' network: its own connections, and what came in by a node port, come from there.
+#[test]
+fn a_nodes_bridge_is_bare_unless_a_pod_has_that_address_and_heartbeats_change_nothing() {
+    let mut world = small();
+    let now = index(&mut world);
+    assert_eq!((ask(&now, "10.77.0.1@1").as_str(), ask(&now, "10.77.0.2@1").as_str()), ("not_meshed", "unknown"));
+    assert!(!world.take(Change::Node(Event::Set(object(node("node-a", "10.77.0.0/24"))))).picture);
+    world.take(Change::Pod(Event::Set(object(pod("shop", "first", "10.77.0.1")))));
+    assert_eq!(ask(&index(&mut world), "10.77.0.1@1"), "endpoint");
+    // Another node: its bridge, too.
+    assert!(world.take(Change::Node(Event::Set(object(node("node-b", "10.77.1.0/24"))))).picture);
+    assert_eq!(ask(&index(&mut world), "10.77.1.1@1"), "not_meshed");
+    world.take(Change::Node(Event::Gone((String::new(), "node-b".into()))));
+    assert_eq!(ask(&index(&mut world), "10.77.1.1@1"), "unknown");
+}
+
+#[test]
+fn ranges_of_nodes_are_put_together() {
+    let mut world = World::new(trust_domain(), Ranges { pods: Vec::new(), ..ranges() });
+    list::<objects::Pod>(&mut world, Change::Pod, &[]);
+    list::<objects::Service>(&mut world, Change::Service, &[]);
+    list::<objects::EndpointSlice>(&mut world, Change::Slice, &[]);
+    list::<objects::Namespace>(&mut world, Change::Namespace, &[]);
+    list::<objects::AuthorizationPolicy>(&mut world, Change::Policy, &[]);
+    list(&mut world, Change::Node, &[node("a", "10.77.0.0/24"), node("b", "10.77.1.0/24"), node("c", "10.77.9.0/24")]);
+    assert_eq!(index(&mut world).mesh().pod_ranges, nets(&["10.77.0.0/23", "10.77.9.0/24"]));
+    world.take(Change::Node(Event::Gone((String::new(), "c".into()))));
+    assert_eq!(index(&mut world).mesh().pod_ranges, nets(&["10.77.0.0/23"]));
+    list::<objects::Node>(&mut world, Change::Node, &[]);
+    let snapshot = world.snapshot();
+    assert_eq!(snapshot.index.unwrap().mesh().pod_ranges, nets(&["10.77.0.0/23"]), "no nodes at all is not believed");
+    assert_eq!(snapshot.problems[0].to_string(), "nodes: no node has podCIDRs: set --pod-range");
 }
 
 #[test]
@@ -265,6 +326,7 @@ fn a_policy_bad_from_the_start_withholds_the_rules_of_its_namespace_alone() {
     list::<objects::Service>(&mut world, Change::Service, &[]);
     list::<objects::EndpointSlice>(&mut world, Change::Slice, &[]);
     list::<objects::Namespace>(&mut world, Change::Namespace, &[]);
+    list::<objects::Node>(&mut world, Change::Node, &[]);
     list(&mut world, Change::Policy, &[policy("rule", 1, 8080), policy("bad", 1, 70_000)]);
     let snapshot = world.snapshot();
     assert!(snapshot.serves_rules() && snapshot.serves_rules_to("other") && !snapshot.serves_rules_to("shop"));
@@ -299,11 +361,14 @@ fn two_replicas_that_heard_the_same_in_different_order_have_one_revision() {
     one.take(Change::Pod(Event::Set(object(pod("shop", "b2", "10.77.0.12")))));
     let mut other = World::new(trust_domain(), ranges());
     list(&mut other, Change::Policy, &[policy("rule", 1, 8080)]);
-    let shop = json!({"metadata": {"name": "shop", "labels": {"countersign.dev/mtls": "Permissive", "other": "label"}}});
+    let shop =
+        json!({"metadata": {"name": "shop", "labels": {"countersign.dev/mtls": "Permissive", "other": "label"}}});
     list(&mut other, Change::Namespace, &[shop]);
     list(&mut other, Change::Slice, &[slice("backend", &[("10.77.0.11", "uid-b1")])]);
+    list(&mut other, Change::Node, &[node("node-a", "10.77.0.0/24")]);
     list(&mut other, Change::Service, &[service("backend", "10.96.0.10")]);
-    let pods = [pod("shop", "b2", "10.77.0.12"), pod("other", "stranger", "10.77.0.20"), pod("shop", "b1", "10.77.0.11")];
+    let pods =
+        [pod("shop", "b2", "10.77.0.12"), pod("other", "stranger", "10.77.0.20"), pod("shop", "b1", "10.77.0.11")];
     list(&mut other, Change::Pod, &pods);
     assert_eq!(index(&mut one).revision(), index(&mut other).revision());
     other.take(Change::Pod(Event::Gone(("shop".into(), "b2".into()))));
@@ -317,6 +382,7 @@ fn ranges_that_vanish_from_the_api_are_not_forgotten() {
     list::<objects::Service>(&mut world, Change::Service, &[]);
     list::<objects::EndpointSlice>(&mut world, Change::Slice, &[]);
     list::<objects::Namespace>(&mut world, Change::Namespace, &[]);
+    list::<objects::Node>(&mut world, Change::Node, &[]);
     list::<objects::AuthorizationPolicy>(&mut world, Change::Policy, &[]);
     list::<objects::ServiceCIDR>(&mut world, Change::Cidr, &[]);
     let snapshot = world.snapshot();
@@ -345,14 +411,18 @@ fn a_meshed_pod_outside_the_ranges_is_said() {
 #[test]
 #[ignore = "a measurement"]
 fn ten_thousand_pods_behind_a_thousand_services() {
-    let mut world = World::new(trust_domain(), Ranges { pods: nets(&["10.64.0.0/10"]), services: nets(&["10.32.0.0/16"]) });
+    let mut world =
+        World::new(trust_domain(), Ranges { pods: nets(&["10.64.0.0/10"]), services: nets(&["10.32.0.0/16"]) });
     let address = |i: usize| format!("10.64.{}.{}", i / 250, i % 250 + 1);
     let pods: Vec<Value> = (0..10_000).map(|i| pod("shop", &format!("pod-{i}"), &address(i))).collect();
-    let services: Vec<Value> = (0..1_000).map(|i| service(&format!("s{i}"), &format!("10.32.{}.{}", i / 250, i % 250 + 1))).collect();
+    let services: Vec<Value> =
+        (0..1_000).map(|i| service(&format!("s{i}"), &format!("10.32.{}.{}", i / 250, i % 250 + 1))).collect();
     let slices: Vec<Value> = (0..1_000)
         .map(|s| {
-            let behind: Vec<(String, String)> = (0..10).map(|i| (address(s * 10 + i), format!("uid-pod-{}", s * 10 + i))).collect();
-            let behind: Vec<(&str, &str)> = behind.iter().map(|(address, uid)| (address.as_str(), uid.as_str())).collect();
+            let behind: Vec<(String, String)> =
+                (0..10).map(|i| (address(s * 10 + i), format!("uid-pod-{}", s * 10 + i))).collect();
+            let behind: Vec<(&str, &str)> =
+                behind.iter().map(|(address, uid)| (address.as_str(), uid.as_str())).collect();
             slice(&format!("s{s}"), &behind)
         })
         .collect();
@@ -362,6 +432,7 @@ fn ten_thousand_pods_behind_a_thousand_services() {
     list(&mut world, Change::Service, &services);
     list(&mut world, Change::Slice, &slices);
     list::<objects::Namespace>(&mut world, Change::Namespace, &[]);
+    list::<objects::Node>(&mut world, Change::Node, &[]);
     list(&mut world, Change::Policy, &policies);
     println!("taking all in: {:?}", at.elapsed());
     let mut took: Vec<std::time::Duration> = (0..20)
