@@ -1,0 +1,240 @@
+//! `countersign explain ID` and `countersign policy why`: why something was denied, and what would let it in.
+//!
+//! Called by `main` and `policy`. What is said comes from the proxy that denied it, or is decided here by the rules that it has in
+//! force, with the proxy's own code. It must never guess: what no proxy remembers and no log has is told as not found.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use countersign_policy::{Attempt, Egress, Modes, Mtls, PolicySet, Posture, Principal, Received, Source, Trace, trace};
+use serde_json::{Value, json};
+
+use crate::args::{ExplainArgs, WhyArgs};
+use crate::output::{self, Format, Verdict};
+use crate::status::{admin, sockets};
+
+/// Longest line of a log that is looked at.
+const MAX_LINE: usize = 64 * 1024;
+
+/// Asks every proxy for one denial, then the logs.
+pub fn run(args: &ExplainArgs, format: Format) -> Result<Verdict> {
+    let id = args.id.to_lowercase();
+    ensure!(
+        id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{:?} is not a denial's id: 16 hex digits",
+        args.id
+    );
+    let mut unasked = Vec::new();
+    let places = match sockets(&args.sockets) {
+        Ok(places) => places,
+        // Logs alone may do.
+        Err(_) if !args.logs.is_empty() => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    for socket in places {
+        match ask(&socket, &format!("/denials/{id}")) {
+            Ok(Some(explained)) => {
+                let text = explained["text"].as_str().unwrap_or_default().to_owned();
+                output::either(format, &explained, || harmless(&text))?;
+                return Ok(Verdict::Yes);
+            }
+            Ok(None) => {}
+            Err(error) => unasked.push(format!("{}: {error:#}", socket.display())),
+        }
+    }
+    let mut lines = Vec::new();
+    for log in &args.logs {
+        lines.extend(in_log(log, &id)?);
+    }
+    if !lines.is_empty() {
+        let text: String = lines.iter().map(line_text).collect();
+        let value = json!({ "denial": { "id": id }, "log": lines });
+        output::either(format, &value, || format!("{id}: no proxy remembers it; in the log:\n{text}"))?;
+        return Ok(Verdict::Yes);
+    }
+    unasked.iter().for_each(|problem| eprintln!("{problem}"));
+    let value = json!({ "denial": { "id": id }, "found": false, "problems": unasked });
+    output::either(format, &value, || {
+        format!("{id}: no proxy that was asked remembers it, and no log that was given has it\n")
+    })?;
+    Ok(if unasked.is_empty() { Verdict::No } else { Verdict::Unknown })
+}
+
+/// Access-log lines of either side.
+fn in_log(path: &Path, id: &str) -> Result<Vec<Value>> {
+    let file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
+    let mut found = Vec::new();
+    for line in BufReader::new(file).lines() {
+        let line = line.with_context(|| path.display().to_string())?;
+        if line.len() <= MAX_LINE
+            && line.contains(id)
+            && let Ok(value) = serde_json::from_str::<Value>(&line)
+            && value["denial_id"] == id
+        {
+            found.push(value);
+        }
+    }
+    Ok(found)
+}
+
+fn line_text(line: &Value) -> String {
+    let field = |name: &str| line[name].as_str().map_or_else(|| "-".to_owned(), harmless);
+    format!(
+        "  {} {} {}\n    source      {} at {}\n    destination {} at {}\n    rule        {}\n    revision    {}\n",
+        field("time"),
+        field("direction"),
+        field("result"),
+        field("source_id"),
+        field("source_address"),
+        field("destination_id"),
+        field("destination_address"),
+        field("rule"),
+        field("policy_revision"),
+    )
+}
+
+/// Decides an attempt by the rules that a workload's proxy has in force.
+pub fn why(args: &WhyArgs, format: Format) -> Result<Verdict> {
+    let (workload, port) = args.to.rsplit_once(':').context("--to wants WORKLOAD:PORT")?;
+    let port: u16 = port.parse().ok().filter(|port| *port > 0).context("--to wants a port from 1 to 65535")?;
+    let principal = args.from.as_deref().map(Principal::parse).transpose().context("--from wants a SPIFFE id")?;
+    let (name, dump) = dump_of(args, workload)?;
+    let rules = rules(&dump)?;
+    let source = principal.as_ref().map_or(Source::Unauthenticated, Source::Authenticated);
+    let trace: Trace = trace(&rules, &Attempt { source, source_ip: args.source_ip, port });
+    let change = trace.change();
+    let value = json!({ "workload": name, "trace": trace, "change": change });
+    output::either(format, &value, || {
+        let change = change.as_deref().map_or(String::new(), |change| format!("  change    {change}\n"));
+        harmless(&format!("{name}: {trace}\n{change}"))
+    })?;
+    Ok(Verdict::of(trace.allowed))
+}
+
+/// The configuration of the one sidecar whose pod is called so: `namespace/name`, or the name alone.
+fn dump_of(args: &WhyArgs, workload: &str) -> Result<(String, Value)> {
+    let mut found = Vec::new();
+    let mut seen = Vec::new();
+    for socket in sockets(&args.sockets)? {
+        let Ok(Some(status)) = ask(&socket, "/status") else {
+            continue;
+        };
+        let (Some(namespace), Some(pod)) = (status["pod"]["namespace"].as_str(), status["pod"]["name"].as_str()) else {
+            continue;
+        };
+        let name = format!("{namespace}/{pod}");
+        if workload == name || workload == pod {
+            found.push((name, socket));
+        } else {
+            seen.push(name);
+        }
+    }
+    match found.as_slice() {
+        [(name, socket)] => {
+            let dump = ask(socket, "/config_dump")?.context("this sidecar shows no configuration")?;
+            Ok((name.clone(), dump))
+        }
+        [] => bail!("no sidecar of {workload} was found; these answered: {}", seen.join(", ")),
+        several => bail!("{} sidecars have that name: say namespace/name", several.len()),
+    }
+}
+
+/// The rules in force, as the proxy itself compiled them.
+fn rules(dump: &Value) -> Result<PolicySet> {
+    let workload = &dump["discovery"]["workload"];
+    let revision =
+        workload["revision"].as_str().context("this proxy has no rules yet: it denies everything (no_rules_known)")?;
+    let trust_domain = dump["config"]["trust_domain"].as_str().context("no trust domain in the configuration")?;
+    let word = |name: &str| workload["modes"][name].as_str().unwrap_or_default();
+    let modes = Modes {
+        mtls: Mtls::from_word(word("mtls")),
+        posture: Posture::from_word(word("posture")),
+        egress: Egress::from_word(word("egress")),
+    };
+    let received = workload["rules"].as_array().into_iter().flatten().map(|rule| {
+        let (namespace, name) = rule["rule"].as_str().and_then(|rule| rule.split_once('/')).unwrap_or_default();
+        let deny = !rule["action"].as_str().is_some_and(|action| action.eq_ignore_ascii_case("allow"));
+        let feature = rule["feature"].as_u64().and_then(|feature| u32::try_from(feature).ok()).unwrap_or(u32::MAX);
+        let json = rule["policy"].as_str().map_or_else(|| rule["policy"].to_string(), str::to_owned);
+        Received::from_wire(namespace, name, deny, feature, &json).0
+    });
+    Ok(PolicySet::compile(trust_domain, modes, revision, received.collect()))
+}
+
+fn ask(socket: &Path, path: &str) -> Result<Option<Value>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
+    runtime.block_on(admin::get(socket, path))
+}
+
+/// Somebody else chose some of these words: nothing in them may act on the terminal.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dump() -> Value {
+        let policy = json!({
+            "apiVersion": "policy.countersign.dev/v1alpha1", "kind": "AuthorizationPolicy",
+            "metadata": { "name": "frontend", "namespace": "shop" },
+            "spec": { "action": "Allow", "rules": [{
+                "from": [{ "serviceAccounts": [{ "namespace": "shop", "name": "frontend" }] }], "to": [{ "ports": [80] }]
+            }] },
+        });
+        json!({
+            "config": { "trust_domain": "cluster.local" },
+            "discovery": { "workload": {
+                "revision": "r1", "modes": { "mtls": "Strict", "posture": "Enforce", "egress": "Any" },
+                "rules": [{ "rule": "shop/frontend", "action": "ALLOW", "feature": 1, "policy": policy }],
+            } },
+        })
+    }
+
+    fn asked(dump: &Value, id: &str, port: u16) -> Trace {
+        let principal = Principal::parse(id).unwrap();
+        let source = Source::Authenticated(&principal);
+        trace(&rules(dump).unwrap(), &Attempt { source, source_ip: [0, 0, 0, 0].into(), port })
+    }
+
+    #[test]
+    fn the_rules_in_force_are_those_of_the_dump() {
+        assert!(asked(&dump(), "spiffe://cluster.local/ns/shop/sa/frontend", 80).allowed);
+        let denied = asked(&dump(), "spiffe://cluster.local/ns/shop/sa/intruder", 80);
+        assert_eq!((denied.allowed, denied.revision.as_str()), (false, "r1"));
+        assert_eq!(denied.change().unwrap(), "add shop/intruder to `from[0].serviceAccounts` of shop/frontend#0");
+    }
+
+    #[test]
+    fn what_the_proxy_could_not_read_is_not_read_here_either() {
+        let mut newer = dump();
+        newer["discovery"]["workload"]["rules"][0]["feature"] = json!(99);
+        assert!(!asked(&newer, "spiffe://cluster.local/ns/shop/sa/frontend", 80).allowed);
+        newer["discovery"]["workload"]["rules"][0]["action"] = json!("DENY");
+        let denied = asked(&newer, "spiffe://cluster.local/ns/shop/sa/frontend", 80);
+        assert_eq!(denied.reason.label(), "denied_by_unknown_rule");
+        newer["discovery"]["workload"] = Value::Null;
+        assert!(rules(&newer).unwrap_err().to_string().contains("no_rules_known"));
+    }
+
+    #[test]
+    fn a_log_gives_the_lines_of_one_denial_and_no_others() {
+        let path = std::env::temp_dir().join(format!("countersign-explain-{}.log", std::process::id()));
+        let line = |id: &str, result: &str| {
+            json!({ "denial_id": id, "result": result, "source_id": "x\u{1b}[2J" }).to_string()
+        };
+        let lines = [
+            line("00000000000000aa", "no_rule_matched"),
+            line("00000000000000ab", "no_policy"),
+            "00000000000000aa".into(),
+        ];
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let found = in_log(&path, "00000000000000aa").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(found.len(), 1);
+        let text = line_text(&found[0]);
+        assert!(text.contains("no_rule_matched") && !text.contains('\u{1b}'), "{text}");
+    }
+}
