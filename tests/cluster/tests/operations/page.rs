@@ -13,7 +13,7 @@ use countersign_cluster_tests::{Cluster, until};
 
 /// For a block that is tried again.
 const EVENTUALLY: Duration = Duration::from_secs(30);
-/// Between two tries.
+/// No block takes longer.
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// One block.
