@@ -69,7 +69,10 @@ pub fn problems(status: &Value) -> Vec<String> {
     let of_proxy = |proxy: &Value| {
         Some(format!("{}/{}: {}", text(&proxy["namespace"]), text(&proxy["name"]), said(&proxy["problem"])?))
     };
-    named.chain(source).chain(listed("proxies").filter_map(of_proxy)).chain(checks).collect()
+    // The outbound half is one of the checks; the inbound one is no matter of readiness.
+    let inbound = &status["interception"]["inbound"];
+    let lost = Some(format!("inbound redirect: {}", text(&inbound["problem"]))).filter(|_| inbound["state"] == "lost");
+    named.chain(lost).chain(source).chain(listed("proxies").filter_map(of_proxy)).chain(checks).collect()
 }
 
 /// What nobody should overlook, though nothing is broken: plaintext toward addresses inside the mesh's ranges.
@@ -190,6 +193,13 @@ mod tests {
         let row = row(Path::new("/run/x/proxy.sock"), &Err(anyhow::anyhow!("refused")), OffsetDateTime::now_utc());
         assert_eq!(row.len(), HEAD.len());
         assert_eq!(row[1], "no answer");
+    }
+
+    #[test]
+    fn a_lost_inbound_redirect_is_a_problem_and_one_that_nobody_witnesses_is_not() {
+        let of = |state: &str| json!({ "interception": { "inbound": { "state": state, "problem": "no more" } } });
+        assert_eq!(problems(&of("lost")), ["inbound redirect: no more"]);
+        assert!(problems(&of("unproven")).is_empty() && problems(&of("proven")).is_empty());
     }
 
     #[test]
