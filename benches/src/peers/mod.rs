@@ -15,7 +15,7 @@ mod relay;
 
 use std::any::Any;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -129,10 +129,10 @@ impl Up<'_> {
     }
 }
 
-/// Every peer, in the order of the table.
+/// Every peer, in the order of the table, and `before`: another build of our sidecar, if one is to be compared.
 #[must_use]
-pub fn all() -> Vec<Box<dyn Peer>> {
-    vec![
+pub fn all(before: Option<&Path>) -> Vec<Box<dyn Peer>> {
+    let mut all: Vec<Box<dyn Peer>> = vec![
         Box::new(direct::Direct),
         Box::new(Relay::small()),
         Box::new(Relay::large()),
@@ -143,7 +143,12 @@ pub fn all() -> Vec<Box<dyn Peer>> {
         Box::new(nginx::Nginx { http: true }),
         Box::new(haproxy::Haproxy { http: false }),
         Box::new(haproxy::Haproxy { http: true }),
-    ]
+    ];
+    if let Some(before) = before {
+        let before = Countersign { before: Some(before.to_path_buf()), ..Countersign::default() };
+        all.insert(4, Box::new(before));
+    }
+    all
 }
 
 /// Addresses of a peer whose two sides are programs with a configuration file each.

@@ -57,11 +57,13 @@ pub struct Settings {
     pub ca_args: Vec<String>,
     /// Further arguments of every sidecar.
     pub proxy_args: Vec<String>,
+    /// The sidecars' program, where it is not the one that was just built: to compare two.
+    pub proxy: Option<PathBuf>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { trust_domain: names::TRUST_DOMAIN.into(), ca_args: Vec::new(), proxy_args: Vec::new() }
+        Self { trust_domain: names::TRUST_DOMAIN.into(), ca_args: Vec::new(), proxy_args: Vec::new(), proxy: None }
     }
 }
 impl Mesh {

@@ -95,8 +95,9 @@ impl Mesh {
             }
         }
         let ips: Vec<String> = pod.addresses().iter().map(ToString::to_string).collect();
+        let program = self.settings.proxy.clone().map_or_else(|| binary("countersign-proxy"), Ok)?;
         let command = pod
-            .command(binary("countersign-proxy")?)
+            .command(program)
             .arg("run")
             .args(self.settings.proxy_args.clone())
             .args(spec.proxy_args.clone())
