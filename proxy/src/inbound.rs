@@ -62,7 +62,7 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
     match accept(&proxy, io, first).await {
         Ok(Accepted::Link(link, peer)) => {
             drop(slot);
-            carry(&proxy, link, Arc::new(peer), destination, source, account).await;
+            carry(&proxy, link, peer, destination, source, account).await;
         }
         // It keeps its slot: as many at once as there may be handshakes.
         Ok(Accepted::Again(asked)) => match Box::pin(reauth::serve(&proxy, *asked)).await {

@@ -100,7 +100,7 @@ pub async fn links_between(
         tls::accept(Replay::new(Vec::new(), accepted), server, limit)
     );
     match server.unwrap() {
-        Accepted::Link(link, peer) => (client.unwrap(), (link, peer)),
+        Accepted::Link(link, peer) => (client.unwrap(), (link, Arc::into_inner(peer).unwrap())),
         Accepted::Again(_) => unreachable!("a link was asked for"),
     }
 }

@@ -158,7 +158,7 @@ impl Peer {
 #[derive(Debug)]
 pub enum Accepted {
     /// A link for application connections.
-    Link(Box<Link>, Peer),
+    Link(Box<Link>, Arc<Peer>),
     /// A second connection, by which an open one is to be proven anew.
     Again(Box<reauth::Asked>),
 }
@@ -177,7 +177,7 @@ pub async fn accept(io: Replay, credentials: &Credentials, limit: Duration) -> R
     let (io, unread) = replay.into_parts();
     debug_assert!(unread.is_empty(), "a handshake reads all of its own hello");
     let (link, peer) = finish(io, Connection::Server(tls), id, Purpose::Client, credentials)?;
-    Ok(Accepted::Link(link, peer))
+    Ok(Accepted::Link(link, Arc::new(peer)))
 }
 
 /// Opens mutual TLS to exactly `expected`.

@@ -85,8 +85,11 @@ impl Proof {
     pub fn seen(&self) {
         let since = u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
         self.0.seen.store(since, Ordering::Relaxed);
-        self.0.last_inbound.store(unix_now(), Ordering::Relaxed);
-        self.0.metrics.interception_proven(Direction::Inbound);
+        let now = unix_now();
+        // Each connection comes by here: the gauge counts in seconds.
+        if self.0.last_inbound.swap(now, Ordering::Relaxed) != now {
+            self.0.metrics.interception_proven(Direction::Inbound);
+        }
     }
 
     /// One was told on 15021 that all is well.
