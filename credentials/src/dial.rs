@@ -69,6 +69,17 @@ impl DialError {
 
 /// Connects to one address, without a deadline of its own. `mark` needs CAP_NET_ADMIN in the socket's network namespace.
 pub async fn dial(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = socket(addr, mark)?;
+    notice_dead_peers(&socket)?;
+    socket.connect(addr).await
+}
+
+/// The same to an address of this very machine or pod, where no keepalive is needed: the kernel that would answer it is our own.
+pub async fn dial_local(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    socket(addr, mark)?.connect(addr).await
+}
+
+fn socket(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
     let socket = match addr {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -77,8 +88,7 @@ pub async fn dial(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> 
         SockRef::from(&socket).set_mark(mark)?;
     }
     socket.set_nodelay(true)?;
-    notice_dead_peers(&socket)?;
-    socket.connect(addr).await
+    Ok(socket)
 }
 
 /// Sets keepalive: a peer that vanished without a word ends the connection after two minutes.

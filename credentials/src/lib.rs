@@ -38,7 +38,7 @@ pub use channel::{ChannelError, ChannelSettings, TlsAs, channel, reason};
 pub use clock::{Clock, SharedClock, SystemClock, system_clock};
 pub use config::{ClientAuth, accept_config, connect_config, connect_config_anonymous};
 pub use credentials::{Credentials, CredentialsError};
-pub use dial::{DialError, dial, dial_host};
+pub use dial::{DialError, dial, dial_host, dial_local};
 pub use dumps::leave_no_core;
 pub use files::raise_open_files;
 pub use handshake::{

@@ -31,12 +31,13 @@ pub struct Account {
 }
 
 impl Account {
-    /// Opens the account of a connection that was just accepted (or whose `OPEN` just came).
+    /// Opens the account of a connection that was just accepted (or whose `OPEN` just came). Boxed: it is handed from step to step, and
+    /// each would keep a place for it in the connection's future.
     #[must_use]
-    pub fn open(proxy: &Arc<Proxy>, direction: Direction, source: SocketAddr) -> Self {
+    pub fn open(proxy: &Arc<Proxy>, direction: Direction, source: SocketAddr) -> Box<Self> {
         let connection = COUNTED.fetch_add(1, Ordering::Relaxed) + 1;
         debug!(connection, direction = direction.label(), %source, "connection: accepted");
-        Self {
+        Box::new(Self {
             proxy: Arc::clone(proxy),
             began: Instant::now(),
             _open: proxy.metrics.connection_opened(direction),
@@ -64,7 +65,7 @@ impl Account {
                 denial_id: None,
                 would_deny: None,
             },
-        }
+        })
     }
 
     /// Notes where it was going.

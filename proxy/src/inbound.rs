@@ -20,6 +20,7 @@ use crate::discovery::{Identity, Who};
 use crate::first_bytes::{self, First, Replay, What};
 use crate::intercept::guard::InboundDestination;
 use crate::listen::{Place, original_destination, reset};
+use crate::on_wake::on_wake;
 use crate::outcome::{Blame, Direction};
 use crate::permit::Asking;
 use crate::proof;
@@ -32,7 +33,7 @@ use crate::wire::link::{Link, LinkError, Step};
 
 /// Serves one accepted connection to its end. `_place` is its share of the connection bound.
 pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _place: Place) {
-    let named = original_destination(&io);
+    let named = original_destination(&io, source);
     if named.as_ref().is_ok_and(|named| proxy.own.is_self_proof(*named)) {
         drop(_place); // it has a bound of its own
         return Box::pin(proof::inbound::answer(&proxy.proof, &proxy.health, io, source.ip())).await;
@@ -44,7 +45,7 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
     };
     let road = road(&proxy, source, destination.port()).await;
     if road == Road::Plain {
-        return plain(&proxy, io, Vec::new(), destination, source, account).await;
+        return Box::pin(plain(&proxy, io, Vec::new(), destination, source, account)).await;
     }
     let Ok(slot) = proxy.slots.take(source.ip()) else {
         proxy.metrics.shed("handshake_slots");
@@ -55,11 +56,12 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
         Proceed::Mutual => {}
         Proceed::Plain => {
             drop(slot);
-            return plain(&proxy, io, first.bytes, destination, source, account).await;
+            return Box::pin(plain(&proxy, io, first.bytes, destination, source, account)).await;
         }
         Proceed::Refuse(refusal) => return refuse(io, account, refusal),
     }
-    match accept(&proxy, io, first).await {
+    // What ends before the relay begins is boxed here and below: its state must not live in the future that relays afterwards.
+    match Box::pin(accept(&proxy, io, first)).await {
         Ok(Accepted::Link(link, peer)) => {
             drop(slot);
             carry(&proxy, link, peer, destination, source, account).await;
@@ -173,7 +175,7 @@ async fn carry(
     peer: Arc<Peer>,
     destination: InboundDestination,
     source: SocketAddr,
-    account: Account,
+    account: Box<Account>,
 ) {
     let asking = Asking::of(&peer, source, destination);
     let _proven_anew = proxy.reauth.accepted(&peer, asking);
@@ -187,7 +189,7 @@ async fn carry(
                     account.close(over.result, over.blame, over.detail);
                 }
                 if over.polite {
-                    link.close().await;
+                    Box::pin(link.close()).await;
                 }
                 return;
             }
@@ -265,7 +267,7 @@ async fn application(
     peer: &Peer,
     destination: InboundDestination,
     source: SocketAddr,
-    mut account: Account,
+    mut account: Box<Account>,
     ends: Pin<&mut Sleep>,
 ) -> Option<Box<Link>> {
     let permit = match proxy.permits.admit(Asking::of(peer, source, destination)) {
@@ -293,10 +295,14 @@ async fn application(
     };
     account.outcome.upstream = Some(destination.address());
     let (mut flow, mut held) = (Flow::default(), Held::default());
-    let end = tokio::select! {
-        biased;
-        cut = proxy.cut(&permit, peer, ends) => Err(cut),
-        end = relay::relay(&permit, Side::Server, &mut app, &mut link, &mut held, &mut flow) => Ok(end),
+    let end = {
+        let cut = pin!(proxy.cut(&permit, peer, ends));
+        let cut = on_wake(cut);
+        tokio::select! {
+            biased;
+            cut = cut => Err(cut),
+            end = relay::relay(&permit, Side::Server, &mut app, &mut link, &mut held, &mut flow) => Ok(end),
+        }
     };
     (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
     match end {
@@ -316,22 +322,22 @@ async fn application(
         }
         Ok(End::AppReset | End::Refused(_) | End::Closing) => {
             account.close("app_reset", Blame::App, "");
-            let _ = link.seal(&[IoSlice::new(&frame::RST)]);
+            let _ = link.seal(&[IoSlice::new(&held.reset())]);
         }
         Err(cut) => {
             reset(app);
             cut.close(account);
-            let _ = link.seal(&[IoSlice::new(&frame::RST)]);
+            let _ = link.seal(&[IoSlice::new(&held.reset())]);
         }
     }
-    link.close().await;
+    Box::pin(link.close()).await;
     None
 }
 
 /// Says no, and sees to it that it arrives.
 async fn answer(mut link: Box<Link>, status: Status) {
     if link.seal(&[IoSlice::new(&frame::status(status))]).is_ok() {
-        link.close().await;
+        Box::pin(link.close()).await;
     }
 }
 
@@ -342,7 +348,7 @@ async fn plain(
     first: Vec<u8>,
     destination: InboundDestination,
     source: SocketAddr,
-    mut account: Account,
+    mut account: Box<Account>,
 ) {
     account.outcome.destination_id = proxy.own_id();
     let asking = Asking::In { who: None, source_ip: source.ip(), port: destination.port() };
@@ -360,10 +366,14 @@ async fn plain(
     };
     account.outcome.upstream = Some(destination.address());
     let mut flow = Flow::default();
-    let end = tokio::select! {
-        biased;
-        cut = proxy.cut_plain(&permit) => Err(cut),
-        end = relay::splice(&permit, &mut io, first, &mut app, &mut flow) => Ok(end),
+    let end = {
+        let cut = pin!(proxy.cut_plain(&permit));
+        let cut = on_wake(cut);
+        tokio::select! {
+            biased;
+            cut = cut => Err(cut),
+            end = relay::splice(&permit, &mut io, first, &mut app, &mut flow) => Ok(end),
+        }
     };
     (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
     if !matches!(end, Ok(PlainEnd::Done)) {
@@ -378,7 +388,7 @@ async fn plain(
     }
 }
 
-fn refuse(io: TcpStream, account: Account, refusal: Refusal) {
+fn refuse(io: TcpStream, account: Box<Account>, refusal: Refusal) {
     reset(io);
     account.close(refusal.result, refusal.blame, refusal.detail);
 }

@@ -16,6 +16,7 @@ pub mod tls;
 pub mod wire;
 
 pub mod denials;
+pub mod on_wake;
 pub mod permit;
 pub mod pick;
 pub mod pool;
@@ -43,3 +44,6 @@ pub mod proof;
 
 #[cfg(test)]
 mod testing;
+
+#[cfg(test)]
+mod costs_tests;

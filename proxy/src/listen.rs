@@ -63,14 +63,15 @@ fn no_ipv6(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
 }
 
-/// Where the connection was going before a redirect, by the kernel's connection tracking. A connection that was not
-/// redirected has its local address as destination.
+/// Where the connection from `source` was going before a redirect, by the kernel's connection tracking. A connection that was
+/// not redirected has its local address as destination.
 ///
 /// # Errors
 /// When the kernel cannot tell.
-pub fn original_destination(io: &TcpStream) -> io::Result<SocketAddr> {
+pub fn original_destination(io: &TcpStream, source: SocketAddr) -> io::Result<SocketAddr> {
     let socket = SockRef::from(io);
-    let told = match io.local_addr()?.ip() {
+    // Each listener takes one kind of address only, so the source's is the local one's.
+    let told = match source.ip() {
         IpAddr::V4(_) => socket.original_dst_v4(),
         IpAddr::V6(_) => socket.original_dst_v6(),
     };

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::account::Account;
 use crate::listen::{Place, original_destination, reset};
+use crate::on_wake::on_wake;
 use crate::outcome::{Blame, Direction, Security};
 use crate::permit::{Asking, Denial, DenialId, Permit};
 use crate::pool::Key;
@@ -49,7 +50,7 @@ impl From<Denial> for Stop {
 
 /// Serves one connection of the app to its end. `_place` is its share of the connection bound.
 pub async fn serve(proxy: Arc<Proxy>, mut app: TcpStream, source: SocketAddr, _place: Place) {
-    let named = original_destination(&app);
+    let named = original_destination(&app, source);
     if named.as_ref().is_ok_and(|named| proxy.own.is_self_proof(*named)) && proxy.proof.heard(&mut app).await {
         return reset(app); // we dialled it ourselves: the redirect is proven
     }
@@ -201,10 +202,14 @@ async fn converse(
     account.outcome.upstream = Some(key.address);
     let mut flow = Flow::default();
     let ends = pin!(sleep_until(peer.ends()));
-    let end = tokio::select! {
-        biased;
-        cut = proxy.cut(&permit, &peer, ends) => Err(cut),
-        end = relay::relay(&permit, Side::Client, app, &mut link, held, &mut flow) => Ok(end),
+    let end = {
+        let cut = pin!(proxy.cut(&permit, &peer, ends));
+        let cut = on_wake(cut);
+        tokio::select! {
+            biased;
+            cut = cut => Err(cut),
+            end = relay::relay(&permit, Side::Client, app, &mut link, held, &mut flow) => Ok(end),
+        }
     };
     (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
     let refused = |result, blame, detail: String| Refusal { result, blame, detail };
@@ -299,10 +304,14 @@ async fn splice(
     account: &mut Account,
 ) -> Result<(), Stop> {
     let mut flow = Flow::default();
-    let end = tokio::select! {
-        biased;
-        cut = proxy.cut_plain(permit) => Err(cut),
-        end = relay::splice(permit, app, first, server, &mut flow) => Ok(end),
+    let end = {
+        let cut = pin!(proxy.cut_plain(permit));
+        let cut = on_wake(cut);
+        tokio::select! {
+            biased;
+            cut = cut => Err(cut),
+            end = relay::splice(permit, app, first, server, &mut flow) => Ok(end),
+        }
     };
     (account.outcome.sent, account.outcome.received) = (flow.sent, flow.received);
     let refused = |result, blame| Stop::Refused(Refusal { result, blame, detail: String::new() });

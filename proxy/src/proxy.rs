@@ -1,7 +1,7 @@
 //! What every journey can reach: the parts of this proxy, each made once by `run`, and the few questions that both journeys
 //! ask. It must never decide anything itself.
 
-use std::future::pending;
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -111,7 +111,7 @@ pub enum Cut {
 
 impl Cut {
     /// Closes the account with this reason.
-    pub fn close(self, account: Account) {
+    pub fn close(self, account: Box<Account>) {
         match self {
             Self::Revoked(denial) => account.denied(&denial),
             Self::Expired => account.close(
@@ -153,26 +153,28 @@ impl Proxy {
         self.rules.borrow().clone()
     }
 
-    /// Opens a TCP connection to the app.
+    /// Opens a TCP connection to the app, exempt from our own redirect.
     ///
     /// # Errors
     /// `app_unreachable`, or `overloaded` for want of something of our own.
     pub async fn dial_app(&self, app: InboundDestination) -> Result<TcpStream, Refusal> {
-        self.dial(app.address()).await.map_err(|e| not_dialled(&e, "app_unreachable", Blame::App))
+        let dialled = countersign_credentials::dial_local(app.address(), self.config.mark);
+        self.in_time(dialled).await.map_err(|e| not_dialled(&e, "app_unreachable", Blame::App))
     }
 
-    /// Opens a TCP connection to somebody on the network.
+    /// Opens a TCP connection to somebody on the network, exempt from our own redirect.
     ///
     /// # Errors
     /// `connect_failed`, or `overloaded` for want of something of our own.
     pub async fn dial_peer(&self, address: SocketAddr) -> Result<TcpStream, Refusal> {
-        self.dial(address).await.map_err(|e| not_dialled(&e, "connect_failed", Blame::Peer))
+        let dialled = countersign_credentials::dial(address, self.config.mark);
+        self.in_time(dialled).await.map_err(|e| not_dialled(&e, "connect_failed", Blame::Peer))
     }
 
-    /// Exempt from our own redirect, under the connect deadline.
-    async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    /// Under the connect deadline.
+    async fn in_time(&self, dialled: impl Future<Output = io::Result<TcpStream>>) -> io::Result<TcpStream> {
         let limit = self.config.limits.connect;
-        match timeout(limit, countersign_credentials::dial(address, self.config.mark)).await {
+        match timeout(limit, dialled).await {
             Ok(dialled) => dialled,
             Err(_) => {
                 Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} ms", limit.as_millis())))

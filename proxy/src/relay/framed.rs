@@ -4,15 +4,21 @@ use std::future::{Future, poll_fn};
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 
 use super::Flow;
 use crate::permit::Permit;
 use crate::wire::frame::{self, Event, HEADER, ProtocolError, Status, Took};
 use crate::wire::link::{Link, LinkError, Step};
 use crate::wire::with_app_buffer;
+
+/// The server side's `STATUS` accepted waits at most so long for the app's first bytes, to leave with them in one record: one write,
+/// one packet and one wake-up of the client side less. Nobody waits for it: the client side has only to forget what it holds.
+const STATUS_WAITS: Duration = Duration::from_millis(1);
 
 /// Which end of the link we are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +46,14 @@ pub enum End {
     Closing,
 }
 
-/// All bytes sent before the server side accepted, as long as they are few: with them another try is possible.
+/// Client side: all bytes sent before the server side accepted, as long as they are few: with them another try is possible. Server
+/// side: whether it has still to say that it accepted.
 #[derive(Debug, Default)]
 pub struct Held {
     bytes: Vec<u8>,
     fin: bool,
     lost: bool,
+    unsaid: bool,
 }
 
 impl Held {
@@ -64,9 +72,18 @@ impl Held {
         self.bytes
     }
 
+    /// The server side's last frames where the relay ended early: `RST`, after a `STATUS` that is still unsaid, which is the first that
+    /// is said, however soon the connection ends.
+    #[must_use]
+    pub fn reset(&self) -> Vec<u8> {
+        let mut frames = if self.unsaid { frame::status(Status::Accepted) } else { Vec::new() };
+        frames.extend_from_slice(&frame::RST);
+        frames
+    }
+
     fn add(&mut self, bytes: &[u8]) {
         if self.lost || self.bytes.len() + bytes.len() > Self::MOST {
-            *self = Self { bytes: Vec::new(), fin: false, lost: true };
+            *self = Self { lost: true, ..Self::default() };
         } else {
             self.bytes.extend_from_slice(bytes);
         }
@@ -87,8 +104,8 @@ impl Held {
 }
 
 /// Relays one application connection. Client side: sends `OPEN` with the first bytes in one record and waits for
-/// nothing. Server side: `STATUS` accepted is sealed before this returns, so that it is the first that is said, however soon
-/// the connection ends.
+/// nothing. Server side: `STATUS` accepted leaves with the app's first bytes, or alone if the app is silent ([`STATUS_WAITS`]); where
+/// the relay is dropped or ends before that, [`Held::reset`] says it.
 pub fn relay<'a>(
     _permit: &'a Permit,
     side: Side,
@@ -97,12 +114,15 @@ pub fn relay<'a>(
     held: &'a mut Held,
     flow: &'a mut Flow,
 ) -> impl Future<Output = End> + Send + 'a {
-    let (prefix, sealed) = match side {
+    let prefix = match side {
         Side::Client => {
             flow.sent += held.bytes.len() as u64;
-            (held.open(), Ok(()))
+            held.open()
         }
-        Side::Server => (Vec::new(), link.seal(&[IoSlice::new(&frame::status(Status::Accepted))])),
+        Side::Server => {
+            held.unsaid = true;
+            frame::status(Status::Accepted)
+        }
     };
     let mut relay = Relay {
         accepted: side == Side::Server,
@@ -110,7 +130,8 @@ pub fn relay<'a>(
         app_deaf: false,
         net_fin: false,
         app_shut: false,
-        end: sealed.err().map(|error| End::PeerGone(Some(error))),
+        end: None,
+        wait: None,
         side,
         prefix,
         app,
@@ -129,6 +150,8 @@ struct Relay<'a> {
     flow: &'a mut Flow,
     /// Frames that leave with the first bytes.
     prefix: Vec<u8>,
+    /// How long they wait for those.
+    wait: Option<Pin<Box<Sleep>>>,
     accepted: bool,
     app_eof: bool,
     /// The app takes nothing more: it was reset. What it said before that is still on its way.
@@ -207,43 +230,66 @@ impl Relay<'_> {
         if self.prefix.is_empty() {
             return Ok(false);
         }
-        self.link.seal(&[IoSlice::new(&std::mem::take(&mut self.prefix))])?;
+        self.seal_behind_prefix(&[])?;
         Ok(true)
     }
 
-    /// Reads the app once and seals what came. True: something was sealed.
+    fn seal_behind_prefix(&mut self, frames: &[u8]) -> Result<(), LinkError> {
+        self.link.seal(&[IoSlice::new(&std::mem::take(&mut self.prefix)), IoSlice::new(frames)])?;
+        self.held.unsaid = false;
+        self.wait = None;
+        Ok(())
+    }
+
+    /// Whether what is to leave with the app's first bytes waits for them.
+    fn prefix_waits(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.side == Side::Client || self.prefix.is_empty() {
+            return false;
+        }
+        self.wait.get_or_insert_with(|| Box::pin(sleep(STATUS_WAITS))).as_mut().poll(cx).is_pending()
+    }
+
+    /// Reads the app and seals what came. True: something was sealed.
     fn poll_app(&mut self, cx: &mut Context<'_>) -> Result<bool, LinkError> {
         with_app_buffer(|buffer| {
-            let mut read = ReadBuf::new(&mut buffer[HEADER..]);
-            match Pin::new(&mut *self.app).poll_read(cx, &mut read) {
-                Poll::Pending => return self.seal_prefix(),
-                Poll::Ready(Err(_)) => {
-                    self.end = Some(End::AppReset);
-                    return Ok(false);
+            // As much as with its header and a `FIN` fills whole records.
+            let most = buffer.len() - 2 * HEADER;
+            let (mut length, mut fin) = (0, false);
+            // An end that is known already is read at once, and leaves with the last bytes. Where it is not, a second read costs no
+            // system call: a short one has told the runtime that no more is there.
+            while length < most && !fin && self.end.is_none() {
+                let mut read = ReadBuf::new(&mut buffer[HEADER + length..HEADER + most]);
+                match Pin::new(&mut *self.app).poll_read(cx, &mut read) {
+                    Poll::Pending => break,
+                    Poll::Ready(Err(_)) => self.end = Some(End::AppReset),
+                    // Not a clean end: the write before has told.
+                    Poll::Ready(Ok(())) if read.filled().is_empty() && self.app_deaf => self.end = Some(End::AppReset),
+                    Poll::Ready(Ok(())) if read.filled().is_empty() => fin = true,
+                    Poll::Ready(Ok(())) => length += read.filled().len(),
                 }
-                Poll::Ready(Ok(())) => {}
             }
-            let length = read.filled().len();
-            if length == 0 && self.app_deaf {
-                self.end = Some(End::AppReset); // not a clean end: the write before has told
-                return Ok(false);
+            if length == 0 && !fin {
+                return if self.end.is_some() || self.prefix_waits(cx) { Ok(false) } else { self.seal_prefix() };
             }
-            let prefix = std::mem::take(&mut self.prefix);
-            if length == 0 {
+            let mut frames = HEADER..HEADER + length;
+            if length > 0 {
+                frames.start = 0;
+                buffer[..HEADER].copy_from_slice(&frame::data_header(length));
+                if !self.accepted {
+                    self.held.add(&buffer[HEADER..HEADER + length]);
+                }
+                *match self.side {
+                    Side::Client => &mut self.flow.sent,
+                    Side::Server => &mut self.flow.received,
+                } += length as u64;
+            }
+            if fin {
+                buffer[frames.end..frames.end + HEADER].copy_from_slice(&frame::FIN);
+                frames.end += HEADER;
                 self.app_eof = true;
                 self.held.fin = !self.accepted;
-                self.link.seal(&[IoSlice::new(&prefix), IoSlice::new(&frame::FIN)])?;
-                return Ok(true);
             }
-            buffer[..HEADER].copy_from_slice(&frame::data_header(length));
-            if !self.accepted {
-                self.held.add(&buffer[HEADER..HEADER + length]);
-            }
-            self.link.seal(&[IoSlice::new(&prefix), IoSlice::new(&buffer[..HEADER + length])])?;
-            *match self.side {
-                Side::Client => &mut self.flow.sent,
-                Side::Server => &mut self.flow.received,
-            } += length as u64;
+            self.seal_behind_prefix(&buffer[frames])?;
             Ok(true)
         })
     }

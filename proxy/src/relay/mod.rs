@@ -20,4 +20,4 @@ pub struct Flow {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

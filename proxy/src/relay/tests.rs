@@ -31,7 +31,7 @@ fn run(side: Side, mut app: TcpStream, mut link: Box<Link>, mut held: Held) -> J
 }
 
 /// What the server side does between two application connections.
-async fn next_open(link: &mut Link) -> Result<(), LinkError> {
+pub async fn next_open(link: &mut Link) -> Result<(), LinkError> {
     let mut opened = false;
     while !opened {
         std::future::poll_fn(|cx| {
@@ -300,10 +300,51 @@ async fn status_is_said_first_though_the_connection_ends_before_its_first_byte()
     // As where the rules change between the decision and the first byte.
     let (permit, mut held, mut flow) = (a_permit(), Held::default(), Flow::default());
     drop(relay(&permit, Side::Server, &mut server_app, &mut server_link, &mut held, &mut flow));
-    server_link.seal(&[IoSlice::new(&frame::RST)]).unwrap();
+    server_link.seal(&[IoSlice::new(&held.reset())]).unwrap();
     tokio::spawn(server_link.close());
     let (end, ..) = ended(side).await;
     assert!(matches!(end, End::PeerReset), "{end:?}");
+}
+
+/// What the server side of a link says; `|` stands between what came at different times.
+async fn said(link: &mut Link, until: &str) -> Vec<String> {
+    let mut events = Vec::new();
+    while !events.iter().any(|event: &String| event == until) {
+        let step = std::future::poll_fn(|cx| {
+            link.poll_events(cx, &mut |event| {
+                events.push(match event {
+                    Event::Data(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                    other => other.name().to_owned(),
+                });
+                Ok(Took::All)
+            })
+        });
+        timeout(Duration::from_secs(10), step).await.unwrap().unwrap();
+        events.push("|".to_owned());
+    }
+    events
+}
+
+#[tokio::test]
+async fn acceptance_and_the_first_bytes_and_the_end_leave_together() {
+    let ((mut client_link, _), (server_link, _)) = link_pair().await;
+    let (mut server, server_app) = tcp_pair().await;
+    // Before the relay looks: all of it is there.
+    server.write_all(b"answer").await.unwrap();
+    server.shutdown().await.unwrap();
+    while !server_app.ready(tokio::io::Interest::READABLE).await.unwrap().is_read_closed() {
+        tokio::task::yield_now().await;
+    }
+    let _side = run(Side::Server, server_app, server_link, Held::default());
+    assert_eq!(said(&mut client_link, "FIN").await, ["STATUS", "answer", "FIN", "|"]);
+}
+
+#[tokio::test]
+async fn acceptance_does_not_wait_for_an_app_that_is_silent() {
+    let ((mut client_link, _), (server_link, _)) = link_pair().await;
+    let (_server, server_app) = tcp_pair().await;
+    let _side = run(Side::Server, server_app, server_link, Held::default());
+    assert_eq!(said(&mut client_link, "STATUS").await, ["STATUS", "|"]);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 //! directions with few wake-ups, and holds no buffer while nothing waits. It must never hand out bytes of one
 //! application connection as another's: parsing stops where the sink says so.
 
-use std::io::{self, BufRead as _, IoSlice, Write};
+use std::io::{self, IoSlice, Read as _, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::frame::{Event, Parser, ProtocolError, Took};
-use super::with_network_buffer;
+use super::{with_network_buffer, with_plain_buffer};
 
 /// Most bytes that are read and thrown away before an ending connection is closed.
 const DRAIN_BYTES: usize = 64 * 1024;
@@ -87,6 +87,8 @@ pub struct Link {
     parser: Parser,
     /// Plaintext that arrived and was not taken. Bounded: the socket is not read while there is some.
     carry: Vec<u8>,
+    /// So much of it was taken since.
+    carried: usize,
     /// rustls holds plaintext from the handshake's last read.
     fresh: bool,
     ended: bool,
@@ -94,7 +96,10 @@ pub struct Link {
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("waiting", &self.carry.len()).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Link")
+            .field("waiting", &(self.carry.len() - self.carried))
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 
@@ -104,7 +109,7 @@ impl Link {
     pub fn new(io: TcpStream, mut tls: Connection) -> Self {
         // Bounded by us: nothing is sealed while sealed bytes wait.
         tls.set_buffer_limit(None);
-        Self { io, tls, parser: Parser::default(), carry: Vec::new(), fresh: true, ended: false }
+        Self { io, tls, parser: Parser::default(), carry: Vec::new(), carried: 0, fresh: true, ended: false }
     }
 
     /// Whether nothing of an application connection waits to be taken.
@@ -152,18 +157,16 @@ impl Link {
     /// When the socket fails, TLS breaks, or the peer breaks the frame rules. The link is of no more use then.
     pub fn poll_events(&mut self, cx: &mut Context<'_>, sink: Sink<'_>) -> Poll<Result<Step, LinkError>> {
         if !self.carry.is_empty() {
-            let waiting = std::mem::take(&mut self.carry);
-            let used = self.parser.parse(&waiting, &mut *sink)?;
-            if used < waiting.len() {
-                self.carry = waiting;
-                self.carry.drain(..used);
+            self.carried += self.parser.parse(&self.carry[self.carried..], &mut *sink)?;
+            if self.carried < self.carry.len() {
                 return Poll::Ready(Ok(Step::Stopped));
             }
+            (self.carry, self.carried) = (Vec::new(), 0);
             return Poll::Ready(Ok(Step::Progress));
         }
         if self.fresh {
             self.fresh = false;
-            if self.take_plaintext(&mut false, sink)? {
+            if self.feed(&[], sink)? {
                 return Poll::Ready(Ok(Step::Progress));
             }
         }
@@ -182,51 +185,62 @@ impl Link {
         })
     }
 
-    /// Decrypts what came and hands it on; what the sink does not take is carried.
-    fn feed(&mut self, mut sealed: &[u8], sink: Sink<'_>) -> Result<(), LinkError> {
-        let mut stopped = false;
-        while !sealed.is_empty() {
-            if self.tls.read_tls(&mut sealed)? == 0 {
-                break; // after close_notify nothing more counts
+    /// Decrypts what came and hands it on, as one piece: the app is written to once for many records. What the sink does not take is
+    /// carried. True: there was plaintext.
+    fn feed(&mut self, mut sealed: &[u8], sink: Sink<'_>) -> Result<bool, LinkError> {
+        with_plain_buffer(|plain| {
+            let (mut any, mut filled, mut stopped) = (false, 0, false);
+            loop {
+                filled += self.take_plaintext(&mut plain[filled..])?;
+                any |= filled > 0;
+                if filled == plain.len() {
+                    self.hand_on(&plain[..filled], &mut stopped, &mut *sink)?;
+                    filled = 0;
+                    continue;
+                }
+                if sealed.is_empty() || self.tls.read_tls(&mut sealed)? == 0 {
+                    break; // after close_notify nothing more counts
+                }
+                if let Err(e) = self.tls.process_new_packets() {
+                    // Best effort: tell the peer by an alert. What was decrypted by the same call is dropped with the link.
+                    let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
+                    self.hand_on(&plain[..filled], &mut stopped, sink)?;
+                    return Err(e.into());
+                }
             }
-            if let Err(e) = self.tls.process_new_packets() {
-                // Best effort: tell the peer by an alert. What was decrypted before is dropped with the link.
-                let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
-                return Err(e.into());
-            }
-            self.take_plaintext(&mut stopped, &mut *sink)?;
-        }
-        Ok(())
+            self.hand_on(&plain[..filled], &mut stopped, sink)?;
+            Ok(any)
+        })
     }
 
-    /// True: there was some.
-    fn take_plaintext(&mut self, stopped: &mut bool, sink: Sink<'_>) -> Result<bool, LinkError> {
-        let mut any = false;
-        loop {
-            let mut reader = self.tls.reader();
-            let chunk = match reader.fill_buf() {
-                Ok([]) => {
+    /// So many bytes were decrypted and wait in rustls; none are left there unless `plain` is full.
+    fn take_plaintext(&mut self, plain: &mut [u8]) -> Result<usize, LinkError> {
+        let mut filled = 0;
+        while filled < plain.len() {
+            match self.tls.reader().read(&mut plain[filled..]) {
+                Ok(0) => {
                     self.ended = true;
-                    return Ok(any);
+                    break;
                 }
-                Ok(chunk) => chunk,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(any),
+                Ok(length) => filled += length,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) => return Err(e.into()),
-            };
-            any = true;
-            let length = chunk.len();
-            let used = if *stopped {
-                0
-            } else {
-                self.parser.parse(chunk, |event| {
-                    let took = sink(event)?;
-                    *stopped |= took != Took::All;
-                    Ok(took)
-                })?
-            };
-            self.carry.extend_from_slice(&chunk[used..]);
-            reader.consume(length);
+            }
         }
+        Ok(filled)
+    }
+
+    fn hand_on(&mut self, plain: &[u8], stopped: &mut bool, sink: Sink<'_>) -> Result<(), LinkError> {
+        let mut used = 0;
+        if !*stopped {
+            used = self.parser.parse(plain, |event| {
+                let took = sink(event)?;
+                *stopped |= took != Took::All;
+                Ok(took)
+            })?;
+        }
+        self.carry.extend_from_slice(&plain[used..]);
+        Ok(())
     }
 
     /// Whether a kept link may carry another application connection: all that is pending is read through TLS
