@@ -44,7 +44,7 @@ fn an_idle_link_holds_little() {
     let made = measure(|| kept = Some(runtime.block_on(link_pair())));
     let dropped = measure(|| drop(kept.take()));
     println!("made {made:?}, dropped {dropped:?}");
-    assert!(-dropped.bytes_current <= 20_000, "{dropped:?}");
+    assert!(-dropped.bytes_current <= 19_600, "{dropped:?}");
     drop(first);
 }
 
@@ -104,5 +104,5 @@ fn a_relayed_buffer_costs_few_allocations() {
     let large = exchanged(1 << 20, 8);
     println!("large {large:?}");
     let each = large.count_total as f64 / (16.0 * 64.0);
-    assert!(each <= 4.0, "{each} allocations for each 16 KiB");
+    assert!(each <= 3.0, "{each} allocations for each 16 KiB");
 }

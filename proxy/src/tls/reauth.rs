@@ -5,8 +5,9 @@
 //! connection's exporter under a key that only the ends of the *old* one know. So a name alone is worth nothing, what was heard on one
 //! connection is worth nothing on another, and neither end's word can be sent back to it. It must never give an older deadline.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -245,9 +246,25 @@ impl Claim {
     }
 }
 
-/// A chain as owned certificates.
+/// Chains remembered so that they are shared.
+const MOST_SHARED: usize = 64;
+/// The latest chains that open connections stand on. Only they keep them alive.
+static SHARED: Mutex<VecDeque<Weak<[CertificateDer<'static>]>>> = Mutex::new(VecDeque::new());
+
+/// A chain as owned certificates. All connections with the same peer share one: it is a kilobyte or more.
 pub(super) fn owned(chain: Option<&[CertificateDer<'static>]>) -> Arc<[CertificateDer<'static>]> {
-    chain.unwrap_or_default().to_vec().into()
+    let chain = chain.unwrap_or_default();
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(same) = shared.iter().rev().filter_map(Weak::upgrade).find(|known| **known == *chain) {
+        return same;
+    }
+    let owned: Arc<[CertificateDer<'static>]> = chain.to_vec().into();
+    shared.retain(|known| known.strong_count() > 0);
+    if shared.len() >= MOST_SHARED {
+        shared.pop_front();
+    }
+    shared.push_back(Arc::downgrade(&owned));
+    owned
 }
 
 #[cfg(test)]

@@ -86,20 +86,24 @@ pub struct Link {
     tls: Connection,
     parser: Parser,
     /// Plaintext that arrived and was not taken. Bounded: the socket is not read while there is some.
-    carry: Vec<u8>,
-    /// So much of it was taken since.
-    carried: usize,
+    carry: Option<Box<Carry>>,
     /// rustls holds plaintext from the handshake's last read.
     fresh: bool,
     ended: bool,
 }
 
+/// See [`Link::carry`]; boxed, as an idle link has none.
+#[derive(Default)]
+struct Carry {
+    bytes: Vec<u8>,
+    /// So many of them were taken since.
+    taken: usize,
+}
+
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link")
-            .field("waiting", &(self.carry.len() - self.carried))
-            .field("ended", &self.ended)
-            .finish_non_exhaustive()
+        let waiting = self.carry.as_ref().map_or(0, |carry| carry.bytes.len() - carry.taken);
+        f.debug_struct("Link").field("waiting", &waiting).field("ended", &self.ended).finish_non_exhaustive()
     }
 }
 
@@ -109,13 +113,13 @@ impl Link {
     pub fn new(io: TcpStream, mut tls: Connection) -> Self {
         // Bounded by us: nothing is sealed while sealed bytes wait.
         tls.set_buffer_limit(None);
-        Self { io, tls, parser: Parser::default(), carry: Vec::new(), carried: 0, fresh: true, ended: false }
+        Self { io, tls, parser: Parser::default(), carry: None, fresh: true, ended: false }
     }
 
     /// Whether nothing of an application connection waits to be taken.
     #[must_use]
     pub fn is_between_frames(&self) -> bool {
-        self.carry.is_empty() && !self.fresh && self.parser.is_between_frames()
+        self.carry.is_none() && !self.fresh && self.parser.is_between_frames()
     }
 
     /// Seals bytes as one write: they leave with the next [`Link::poll_flush`].
@@ -156,12 +160,12 @@ impl Link {
     /// # Errors
     /// When the socket fails, TLS breaks, or the peer breaks the frame rules. The link is of no more use then.
     pub fn poll_events(&mut self, cx: &mut Context<'_>, sink: Sink<'_>) -> Poll<Result<Step, LinkError>> {
-        if !self.carry.is_empty() {
-            self.carried += self.parser.parse(&self.carry[self.carried..], &mut *sink)?;
-            if self.carried < self.carry.len() {
+        if let Some(carry) = &mut self.carry {
+            carry.taken += self.parser.parse(&carry.bytes[carry.taken..], &mut *sink)?;
+            if carry.taken < carry.bytes.len() {
                 return Poll::Ready(Ok(Step::Stopped));
             }
-            (self.carry, self.carried) = (Vec::new(), 0);
+            self.carry = None;
             return Poll::Ready(Ok(Step::Progress));
         }
         if self.fresh {
@@ -181,7 +185,7 @@ impl Link {
                 return Poll::Ready(Ok(Step::Ended));
             }
             self.feed(buffer.filled(), sink)?;
-            Poll::Ready(Ok(if self.carry.is_empty() { Step::Progress } else { Step::Stopped }))
+            Poll::Ready(Ok(if self.carry.is_none() { Step::Progress } else { Step::Stopped }))
         })
     }
 
@@ -239,7 +243,9 @@ impl Link {
                 Ok(took)
             })?;
         }
-        self.carry.extend_from_slice(&plain[used..]);
+        if used < plain.len() {
+            self.carry.get_or_insert_default().bytes.extend_from_slice(&plain[used..]);
+        }
         Ok(())
     }
 

@@ -185,3 +185,14 @@ async fn a_connection_is_behind_while_its_ends_stand_on_another_root_than_ours()
     let renewed = TestCa::new("cluster.local").credentials("frontend", LONG);
     assert!(open.client.behind(&renewed), "our own leaf is of a new root");
 }
+
+#[test]
+fn connections_with_the_same_peer_share_its_chain_and_others_do_not() {
+    let chain = |byte: u8| [CertificateDer::from(vec![byte; 400])];
+    let (one, same, other) = (owned(Some(&chain(201))), owned(Some(&chain(201))), owned(Some(&chain(202))));
+    assert!(Arc::ptr_eq(&one, &same));
+    assert_eq!((&one[..], &other[..]), (&chain(201)[..], &chain(202)[..]));
+    let all: Vec<_> = (0..200).map(|byte| owned(Some(&chain(byte)))).collect();
+    assert!(SHARED.lock().unwrap().len() <= MOST_SHARED);
+    assert!(all.iter().enumerate().all(|(n, chain)| chain[0][0] == u8::try_from(n).unwrap()));
+}
