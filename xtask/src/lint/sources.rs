@@ -27,7 +27,11 @@ const NAMED: &[Named] = &[
         only: &["credentials/src/", "proxy/src/tls", "proxy/src/wire", "injector/src/tls", "tests/"],
         tests: true,
     },
-    Named { name: "rcgen::", only: &["ca/src/", "credentials/src/", "injector/src/certificate", "tests/"], tests: true },
+    Named {
+        name: "rcgen::",
+        only: &["ca/src/", "credentials/src/", "injector/src/certificate", "tests/"],
+        tests: true,
+    },
     Named {
         name: "kube::",
         only: &["injector/src/kubernetes", "controller/src/source/kubernetes", "ca/src/kubernetes", "cli/src/cluster"],
