@@ -124,11 +124,14 @@ fn tcp(ports: &[Port]) -> Vec<Named> {
     named.collect()
 }
 
+/// A service's port, and the endpoint's that it leads to, each.
+type Ports = Arc<[(u16, u16)]>;
+
 /// A service with all that stands behind it.
 pub fn join<'a>(service: &Known, slices: impl Iterator<Item = &'a Slice>) -> Service {
-    let mut listed: BTreeMap<(IpAddr, Arc<[(u16, u16)]>), (One, bool)> = BTreeMap::new();
+    let mut listed: BTreeMap<(IpAddr, Ports), (One, bool)> = BTreeMap::new();
     for slice in slices {
-        let ports: Arc<[(u16, u16)]> = targets(&service.ports, &slice.ports).into();
+        let ports: Ports = targets(&service.ports, &slice.ports).into();
         for one in &slice.endpoints {
             // While endpoints move between slices one may stand in two of them.
             let known = listed.entry((one.address, Arc::clone(&ports))).or_insert_with(|| (one.clone(), false));

@@ -163,7 +163,8 @@ fn pods_services_and_rules_are_answered_as_from_files() {
 #[test]
 fn an_endpoint_that_is_not_known_to_be_of_the_services_namespace_is_left_out() {
     let mut world = small();
-    let table: [(&[(&str, &str)], &str, usize); 8] = [
+    type Listed = &'static [(&'static str, &'static str)];
+    let table: [(Listed, &str, usize); 8] = [
         // Without saying which pod: whose it is decides.
         (&[("10.77.0.11", "")], "10.77.0.11@8080=backend", 0),
         // A pod of another namespace, meshed or not: neither dialled as itself nor in plaintext.
