@@ -85,7 +85,7 @@ fn factor(suffix: &str) -> Option<(i128, i128)> {
         return Some((1, 1000_i128.pow(power)));
     }
     let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-    match u32::try_from(exponent.unsigned_abs()).ok()? {
+    match exponent.unsigned_abs() {
         power @ 0..=18 if exponent >= 0 => Some((10_i128.pow(power), 1)),
         power @ 0..=18 => Some((1, 10_i128.pow(power))),
         _ => None,

@@ -39,7 +39,10 @@ pub enum TlsError {
 
 /// What new connections are served with; nothing at first.
 #[derive(Clone)]
-pub struct Serving(Arc<watch::Sender<Option<(Pair, Arc<ServerConfig>)>>>);
+pub struct Serving(Arc<watch::Sender<InForce>>);
+
+/// A pair, and what is served with it.
+type InForce = Option<(Pair, Arc<ServerConfig>)>;
 
 impl Default for Serving {
     fn default() -> Self {
