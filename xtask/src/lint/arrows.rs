@@ -51,7 +51,12 @@ const ROOMS: &[Room] = &[
         never: &["rustls", "tokio-rustls", "rcgen"],
     },
     Room { package: "countersign-kit", ours: &["identity", "api"], never: NO_CLUSTER },
-    Room { package: "countersign-benches", ours: &["api", "kit"], never: NO_TLS },
+    // Test-only, like the kit: it calls the CA as a pod does, and measures single steps.
+    Room {
+        package: "countersign-benches",
+        ours: &["identity", "policy", "api", "credentials", "kit"],
+        never: NO_CLUSTER,
+    },
     Room { package: "countersign-e2e", ours: &["identity", "api", "kit"], never: NO_CLUSTER },
     Room { package: "countersign-cluster-tests", ours: &["api"], never: NO_TLS },
     Room { package: "xtask", ours: &[], never: IMPURE },

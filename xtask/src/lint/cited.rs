@@ -15,7 +15,7 @@ const UNDERSCORES: usize = 3;
 /// Endings of what is taken for a file of ours, if there is a folder before it or not.
 const ENDINGS: &[&str] = &[".rs", ".md", ".toml", ".proto", ".py"];
 /// What our registries put before the names of their metrics.
-const METRICS: &[&str] = &["countersign_", "countersign_ca_", "countersign_controller_"];
+const METRICS: &[&str] = &["countersign_", "countersign_ca_", "countersign_controller_", "countersign_injector_"];
 
 /// Everything that may be cited.
 struct House {

@@ -19,7 +19,7 @@ struct Named {
 const NAMED: &[Named] = &[
     Named {
         name: "rustls::",
-        only: &["credentials/src/", "proxy/src/tls", "proxy/src/wire", "injector/src/tls", "tests/"],
+        only: &["credentials/src/", "proxy/src/tls", "proxy/src/wire", "injector/src/tls", "tests/", "benches/"],
         tests: true,
     },
     Named {
@@ -29,7 +29,7 @@ const NAMED: &[Named] = &[
     },
     Named {
         name: "rcgen::",
-        only: &["ca/src/", "credentials/src/", "injector/src/certificate", "tests/"],
+        only: &["ca/src/", "credentials/src/", "injector/src/certificate", "tests/", "benches/"],
         tests: true,
     },
     Named {
