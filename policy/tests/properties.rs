@@ -250,9 +250,10 @@ proptest! {
 
     #[test]
     fn documents_are_those_that_a_yaml_parser_sees(text in prop_oneof![1 => soup(), 3 => stream()]) {
-        if let Ok(found) = documents("f", &text) {
-            let whole = serde_saphyr::from_multiple::<serde_saphyr::Spanned<serde::de::IgnoredAny>>(&text);
-            prop_assert_eq!(found.len(), whole.map(|documents| documents.len()).unwrap_or(usize::MAX), "{:?}", text);
+        // A parser that gives scalars a type refuses some that we leave as they are, such as the number 1e400: then it sees nothing.
+        let whole = serde_saphyr::from_multiple::<serde_saphyr::Spanned<serde::de::IgnoredAny>>(&text);
+        if let (Ok(found), Ok(whole)) = (documents("f", &text), whole) {
+            prop_assert_eq!(found.len(), whole.len(), "{:?}", text);
         }
     }
 }
