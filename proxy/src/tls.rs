@@ -23,6 +23,9 @@ use crate::first_bytes::Replay;
 use crate::wire::link::Link;
 use reauth::Bond;
 
+/// How often an open connection asks the wall clock.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
 /// Our own leaf (by its key) and bundle generation: what a kept connection was made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Generation {
@@ -99,15 +102,16 @@ impl Peer {
         self.clock.now() > self.not_after()
     }
 
-    /// Resolves when the connection must end by its certificates; `timer` may fire earlier.
+    /// Resolves when the connection must end by its certificates, on whichever clock that comes first; `timer` may fire earlier.
+    /// The wall clock is looked at again and again: when it is set forward, or the machine slept, no timer tells.
     pub async fn over(&self, mut timer: Pin<&mut Sleep>) {
         loop {
-            timer.as_mut().await;
-            let ends = self.ends();
-            if Instant::now() >= ends {
+            let (now, ends) = (Instant::now(), self.ends());
+            if now >= ends || self.expired() {
                 return;
             }
-            timer.as_mut().reset(ends);
+            timer.as_mut().reset(ends.min(now + LOOK_AGAIN));
+            timer.as_mut().await;
         }
     }
 

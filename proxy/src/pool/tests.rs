@@ -118,6 +118,20 @@ async fn a_link_whose_credentials_ended_by_the_wall_clock_alone_is_not_used() {
 }
 
 #[tokio::test]
+async fn an_open_connection_ends_when_the_wall_clock_passes_its_credentials_end() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    case.put(case.key.clone()).await;
+    let open = case.pool.take(&case.key, Instant::now()).unwrap();
+    tokio::time::pause();
+    let minute = Duration::from_secs(60);
+    let timer = std::pin::pin!(tokio::time::sleep_until(open.peer.ends()));
+    let mut over = std::pin::pin!(open.peer.over(timer));
+    assert!(tokio::time::timeout(minute, &mut over).await.is_err());
+    case.clock.0.store(3610, Ordering::Relaxed); // a machine that slept
+    tokio::time::timeout(minute, &mut over).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_pool_is_bounded_in_all_and_by_endpoint() {
     let mut case = Case::new(Duration::from_secs(3600));
     for _ in 0..3 {
