@@ -42,8 +42,9 @@ fn intruder(stage: &Stage, say: &mut Say) -> Result<()> {
 fn stranger(stage: &Stage, say: &mut Say) -> Result<()> {
     attempt(stage, say, "stranger", &stage.stranger, &stage.pod_url(&stage.backends[0], "/stranger"))?;
     let address = stage.stranger.v4().to_string();
-    let from =
-        |line: &Value| text(line, "source_address").starts_with(&format!("{address}:")) && text(line, "result") != "ok";
+    let from = |line: &Value| {
+        text(line, "source_address").starts_with(&format!("{address}:")) && text(line, "result") == "plaintext_refused"
+    };
     let lines = wait_for_lines(&[&stage.backends[0]], 1, "the refusal of stranger's plaintext", from)?;
     told(say, "the server side", &lines[0]);
     unseen(stage, "/stranger")
