@@ -20,6 +20,11 @@ use crate::output::span;
 const DEPLOYMENTS: [&str; 3] = [names::CA_ACCOUNT, names::CONTROLLER_ACCOUNT, names::INJECTOR_ACCOUNT];
 /// A root that ends sooner than this is to be rotated now: new ones must reach everybody first.
 const ROOT_SECONDS: i64 = 30 * 86_400;
+/// Who asks the injector: for pods, and for rules.
+const WEBHOOKS: [(&str, &str); 2] = [
+    ("MutatingWebhookConfiguration", "countersign-injector"),
+    ("ValidatingWebhookConfiguration", "countersign-policies"),
+];
 /// How long a sidecar may take to be ready, for whatever reason, before it is named.
 const START_SECONDS: i64 = 60;
 
@@ -129,15 +134,33 @@ fn validation(world: &World) -> Finding {
     }
 }
 
+/// Well only if both configurations were seen, with a certificate in each of their webhooks.
 fn webhook_certificates(world: &World) -> Finding {
-    let todo = format!("kubectl -n {} logs deploy/{}: it renews them", world.namespace, names::INJECTOR_ACCOUNT);
+    const CHECK: &str = "webhook certificate";
+    let todo = format!(
+        "kubectl -n {} logs deploy/{}: it renews them; what is missing comes with an install",
+        world.namespace,
+        names::INJECTOR_ACCOUNT
+    );
     let now = world.server_time().unwrap_or_else(OffsetDateTime::now_utc);
-    let (mut bad, mut ends) = (Vec::new(), Vec::new());
-    for (kind, name) in [
-        ("MutatingWebhookConfiguration", "countersign-injector"),
-        ("ValidatingWebhookConfiguration", "countersign-policies"),
-    ] {
-        for hook in world.our(kind, name).and_then(|object| object["webhooks"].as_array()).into_iter().flatten() {
+    let (mut bad, mut ends, mut unseen) = (Vec::new(), Vec::new(), Vec::new());
+    for (kind, name) in WEBHOOKS {
+        let object = match world.answer(kind, name) {
+            Some(Ok(Some(object))) => object,
+            Some(Ok(None)) | None => {
+                bad.push(format!("{kind} {name} is missing"));
+                continue;
+            }
+            Some(Err(error)) => {
+                unseen.push(error);
+                continue;
+            }
+        };
+        let hooks = object["webhooks"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if hooks.is_empty() {
+            bad.push(format!("{kind} {name} has no webhook"));
+        }
+        for hook in hooks {
             let hook_name = hook["name"].as_str().unwrap_or_default();
             let bundle = hook["clientConfig"]["caBundle"].as_str().and_then(decode).unwrap_or_default();
             match last_end(&bundle) {
@@ -147,8 +170,16 @@ fn webhook_certificates(world: &World) -> Finding {
             }
         }
     }
-    let first = ends.iter().min().map_or_else(|| "none".to_owned(), |end| until(*end, now));
-    Finding::none_of("webhook certificate", format!("the first caBundle ends {first}"), &bad, &todo)
+    match (unseen.first(), ends.iter().min()) {
+        (Some(error), _) if bad.is_empty() => Finding::unknown(CHECK, error),
+        (None, Some(end)) if bad.is_empty() => {
+            Finding::ok(CHECK, format!("the first caBundle ends {}", until(*end, now)))
+        }
+        _ => {
+            bad.extend(unseen.iter().map(ToString::to_string));
+            Finding::problem(CHECK, some_of(&bad), todo)
+        }
+    }
 }
 
 fn roots(world: &World) -> Finding {

@@ -91,10 +91,45 @@ fn a_webhook_without_a_ca_bundle_or_with_one_that_ended_is_a_problem() {
         json!({ "webhooks": [{ "name": "x", "clientConfig": { "caBundle": bundle } }] })
     };
     for (bundle, state) in [(String::new(), State::Problem), (root(-1 + 1), State::Problem), (root(9), State::Ok)] {
-        let name = Name::new("MutatingWebhookConfiguration", None, "countersign-injector").unwrap();
-        world.ours = vec![(name, Ok(Some(with(&bundle))))];
+        world.ours = WEBHOOKS.map(|(kind, name)| (named(kind, name), Ok(Some(with(&bundle))))).into();
         assert_eq!(webhook_certificates(&world).state, state, "{bundle}");
     }
+    // One of the two is enough for a problem.
+    world.ours = WEBHOOKS.map(|(kind, name)| (named(kind, name), Ok(Some(with(&root(9)))))).into();
+    world.ours[1].1 = Ok(Some(with("")));
+    assert_eq!(webhook_certificates(&world).state, State::Problem);
+}
+
+#[test]
+fn a_webhooks_certificate_that_nobody_saw_is_never_well() {
+    use base64::Engine as _;
+    let mut world = world();
+    let bundle = base64::engine::general_purpose::STANDARD.encode(root(9));
+    let good = || Ok(Some(json!({ "webhooks": [{ "name": "x", "clientConfig": { "caBundle": bundle } }] })));
+    let forbidden = || Err(CallError::Forbidden("webhooks".to_owned()));
+    let empty = || Ok(Some(json!({ "webhooks": [] })));
+    assert_eq!(webhook_certificates(&world).state, State::Problem, "not even asked for");
+    for (first, second, state, word) in [
+        (good(), good(), State::Ok, "ends"),
+        (Ok(None), Ok(None), State::Problem, "MutatingWebhookConfiguration countersign-injector is missing"),
+        (good(), Ok(None), State::Problem, "ValidatingWebhookConfiguration countersign-policies is missing"),
+        (Ok(None), good(), State::Problem, "countersign-injector"),
+        (good(), empty(), State::Problem, "countersign-policies has no webhook"),
+        (forbidden(), forbidden(), State::Unknown, "not permitted"),
+        (good(), forbidden(), State::Unknown, "not permitted"),
+        // What is bad is worse than what could not be seen, and both are said.
+        (forbidden(), Ok(None), State::Problem, "not permitted"),
+    ] {
+        world.ours =
+            WEBHOOKS.iter().zip([first, second]).map(|((kind, name), found)| (named(kind, name), found)).collect();
+        let found = webhook_certificates(&world);
+        assert_eq!(found.state, state, "{found:?}");
+        assert!(found.says.contains(word) && !found.says.contains("none"), "{found:?}");
+    }
+}
+
+fn named(kind: &str, name: &str) -> Name {
+    Name::new(kind, None, name).unwrap()
 }
 
 #[test]

@@ -86,8 +86,13 @@ impl World {
 
     /// An object of ours, if it is there and may be seen.
     pub fn our(&self, kind: &str, name: &str) -> Option<&Value> {
+        self.answer(kind, name).and_then(|found| found.as_ref().ok()).and_then(Option::as_ref)
+    }
+
+    /// What was answered when an object of ours was asked for; `None` if nobody asked.
+    pub fn answer(&self, kind: &str, name: &str) -> Option<&Answer<Option<Value>>> {
         let is = |at: &Name| at.kind().kind == kind && at.name == name;
-        self.ours.iter().find(|(at, _)| is(at)).and_then(|(_, found)| found.as_ref().ok()).and_then(Option::as_ref)
+        self.ours.iter().find(|(at, _)| is(at)).map(|(_, found)| found)
     }
 
     /// The server's clock when it was asked.
