@@ -100,7 +100,8 @@ pub fn warnings(pod: &Pod) -> Vec<String> {
         }
         let added = context.pointer("/capabilities/add").and_then(Value::as_array).into_iter().flatten();
         for (j, capability) in added.enumerate().filter_map(|(j, capability)| Some((j, capability.as_str()?))) {
-            if matches!(capability.trim_start_matches("CAP_"), "NET_ADMIN" | "ALL") {
+            // Container runtimes take these in any case, with the kernel's prefix or without.
+            if matches!(capability.to_ascii_uppercase().trim_start_matches("CAP_"), "NET_ADMIN" | "ALL") {
                 warnings.push(format!("{path}.capabilities.add[{j}]: {}", undoes(capability)));
             }
         }

@@ -94,3 +94,31 @@ fn what_only_weakens_the_sidecar_is_warned_about() {
     let quiet = Pod::read(&json!({ "spec": { "hostPID": false, "containers": [{ "name": "a" }] } })).unwrap();
     assert_eq!(warnings(&quiet), Vec::<String>::new());
 }
+
+/// Container runtimes take a capability's name in any case, and with the kernel's prefix.
+#[test]
+fn a_capability_is_warned_about_however_it_is_spelled() {
+    let said = |capability: &str| {
+        let added = json!({ "capabilities": { "add": [capability] } });
+        let pod = Pod::read(&json!({ "spec": { "containers": [{ "name": "a", "securityContext": added }] } })).unwrap();
+        warnings(&pod)
+    };
+    for capability in [
+        "NET_ADMIN",
+        "net_admin",
+        "Net_Admin",
+        "CAP_NET_ADMIN",
+        "cap_net_admin",
+        "Cap_NET_admin",
+        "ALL",
+        "all",
+        "cap_all",
+    ] {
+        let said = said(capability);
+        assert_eq!(said.len(), 1, "{capability}");
+        assert!(said[0].contains(&format!("add[0]: {capability} can remove")), "{said:?}");
+    }
+    for capability in ["NET_RAW", "net_bind_service", "CAP_SYS_TIME", "NET_ADMINS", "XCAP_NET_ADMIN", "CAP_", ""] {
+        assert_eq!(said(capability), Vec::<String>::new(), "{capability}");
+    }
+}
