@@ -2,7 +2,7 @@
 //! IPs. Nothing is answered before each was listed once; after that what was known goes on, whatever breaks.
 //!
 //! `run` is called by the binary. The order of travel: `watch` (the API server's words, cut down by `objects`) -> `world` (`held`,
-//! `pods`, `services`, `nodes`, `policies`: what they mean) -> a snapshot, at most ten a second. `status` writes back whether rules are
+//! `pods`, `services`, `nodes`, `ranges`, `policies`: what they mean) -> a snapshot, at most ten a second. `status` writes back whether rules are
 //! understood. `kube` is named only here and below. It must never end because the API server does.
 
 mod held;
@@ -10,6 +10,7 @@ mod nodes;
 mod objects;
 mod pods;
 mod policies;
+mod ranges;
 mod services;
 mod status;
 mod watch;

@@ -29,7 +29,8 @@ pub fn read(node: Node) -> Known {
     Known { ranges, own }
 }
 
-fn first_two(range: IpNet) -> impl Iterator<Item = IpAddr> {
+/// Where a bridge or tunnel is.
+pub fn first_two(range: IpNet) -> impl Iterator<Item = IpAddr> {
     let second = match range.network() {
         IpAddr::V4(first) => first.to_bits().checked_add(1).map(|bits| IpAddr::V4(bits.into())),
         IpAddr::V6(first) => first.to_bits().checked_add(1).map(|bits| IpAddr::V6(bits.into())),

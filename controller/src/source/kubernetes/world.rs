@@ -1,7 +1,7 @@
 //! All that is known of the cluster, and the picture that it makes. Without `kube`, clock or runtime: changes in, snapshots out.
 //!
 //! Fed by the parent's `run`. It must never show a picture before every watch was complete once (half a picture calls meshed pods
-//! unknown and denies nothing), nor take anything away because a watch broke.
+//! unknown and denies nothing), nor take anything away because a watch broke. Somewhat over 500 lines: one state, which every watch changes and every picture reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,11 +13,12 @@ use countersign_policy::{LabelProblem, Modes};
 use ipnet::IpNet;
 
 use crate::index::{Index, NamespaceRules, Parts, contains};
-use crate::model::{Mesh, ObjectName, Problem, Service};
+use crate::model::{Mesh, ObjectName, Problem, Service, Workload};
 use crate::source::Snapshot;
 use crate::source::kubernetes::held::{Event, Held, Touched};
 use crate::source::kubernetes::objects::{self, Key};
 use crate::source::kubernetes::policies::Verdict;
+use crate::source::kubernetes::ranges::{InForce, MAX_RANGES, MAX_SERVICE_RANGES, PodRanges};
 use crate::source::kubernetes::{nodes, pods, policies, services};
 
 /// Problems that are shown; the rest shows when these are gone.
@@ -112,8 +113,8 @@ pub struct World {
     policies: Held<policies::Known>,
     cidrs: Held<Vec<IpNet>>,
     nodes: Held<nodes::Known>,
+    pod_ranges: PodRanges,
     /// The last that were not empty: an API without ranges is a mistake, and no reason to call nobody meshed.
-    pod_ranges: Vec<IpNet>,
     service_ranges: Vec<IpNet>,
     /// Services with what stands behind them.
     joined: BTreeMap<Key, Arc<Service>>,
@@ -129,7 +130,7 @@ impl World {
     pub fn new(trust_domain: TrustDomain, ranges: Ranges) -> Self {
         World {
             trust_domain,
-            pod_ranges: ranges.pods.clone(),
+            pod_ranges: PodRanges::new(ranges.pods.clone()),
             service_ranges: ranges.services.clone(),
             ranges,
             pods: Held::default(),
@@ -173,7 +174,7 @@ impl World {
             Change::Policy(event) => return self.policy(event),
             Change::Cidr(event) => {
                 let touched = self.cidrs.take(keyed(event, |is| &is.metadata), |_, is| parsed(&is.spec.cidrs));
-                told(&self.cidrs, |ranges| ranges, &self.ranges.services, &mut self.service_ranges);
+                self.told_of_services();
                 touched
             }
             Change::Node(event) => self.node(event),
@@ -190,10 +191,29 @@ impl World {
             _ => None,
         };
         let touched = self.nodes.take(keyed(event, |is| &is.metadata), |_, is| nodes::read(is));
-        told(&self.nodes, |node| &node.ranges, &self.ranges.pods, &mut self.pod_ranges);
         match &touched {
-            Touched::One(key) if before.is_some() && self.nodes.find(key) == before.as_ref() => Touched::Nothing,
-            _ => touched,
+            Touched::Nothing => return touched,
+            Touched::One(key) if before.is_some() && self.nodes.find(key) == before.as_ref() => {
+                return Touched::Nothing;
+            }
+            Touched::One(_) | Touched::All => {}
+        }
+        if self.nodes.is_complete() {
+            self.pod_ranges.tell(self.nodes.all().values().flat_map(|node| node.ranges.iter().copied()));
+        }
+        touched
+    }
+
+    /// Ranges of services as told take the place of those before, unless the operator set some, or there are none.
+    fn told_of_services(&mut self) {
+        if !self.ranges.services.is_empty() || !self.cidrs.is_complete() {
+            return;
+        }
+        let all: Vec<IpNet> = self.cidrs.all().values().flatten().copied().collect();
+        let mut all = IpNet::aggregate(&all);
+        all.sort();
+        if !all.is_empty() {
+            self.service_ranges = all;
         }
     }
 
@@ -307,8 +327,9 @@ impl World {
     /// What is known now, as a picture.
     pub fn snapshot(&mut self) -> Snapshot {
         let missing = self.missing();
-        if missing.is_empty() && !self.service_ranges.is_empty() && !self.pod_ranges.is_empty() {
-            let index = self.build();
+        let ranges = self.in_force();
+        if missing.is_empty() && !ranges.services.is_empty() && !ranges.pods.is_empty() {
+            let index = self.build(&ranges);
             if self.index.as_ref().is_none_or(|old| old.revision() != index.revision()) {
                 self.index = Some(Arc::new(index));
             }
@@ -323,7 +344,7 @@ impl World {
                 .map(|((namespace, name), _)| format!("AuthorizationPolicy {namespace}/{name}"))
                 .collect(),
             withheld_in: unknown.iter().map(|((namespace, _), _)| namespace.as_str().into()).collect(),
-            problems: self.problems(&missing),
+            problems: self.problems(&missing, &ranges),
             warnings: self.warnings(),
             files: self.policies.all().len(),
             change: self.changes,
@@ -331,11 +352,26 @@ impl World {
         }
     }
 
-    fn build(&self) -> Index {
+    /// All who have an address.
+    fn workloads(pods: &Held<pods::Known>) -> impl Iterator<Item = &Workload> {
+        pods.all().values().filter_map(|pod| pod.who.as_ref()).map(|who| &*who.member.workload)
+    }
+
+    /// The ranges that proxies are told.
+    fn in_force(&mut self) -> InForce {
+        let addresses = |is: &Workload| is.addresses.iter().map(|at| at.value).collect::<Vec<_>>();
+        if self.pods.is_complete() {
+            self.pod_ranges.forget(Self::workloads(&self.pods).flat_map(addresses));
+        }
+        let meshed = Self::workloads(&self.pods).filter(|is| is.meshed).flat_map(addresses);
+        InForce::of(self.pod_ranges.said(), &self.service_ranges, meshed)
+    }
+
+    fn build(&self, ranges: &InForce) -> Index {
         let mesh = Mesh {
             trust_domain: self.trust_domain.clone(),
-            pod_ranges: self.pod_ranges.clone(),
-            service_ranges: self.service_ranges.clone(),
+            pod_ranges: ranges.pods.clone(),
+            service_ranges: ranges.services.clone(),
         };
         let services = self.joined.iter().map(|((namespace, name), service)| {
             let name = ObjectName { namespace: namespace.as_str().into(), name: name.as_str().into() };
@@ -347,7 +383,7 @@ impl World {
                 members: pods::settle(self.pods.all().values(), &self.trust_domain),
                 services: services.collect(),
                 namespaces: self.rules(),
-                bare: self.bare(),
+                bare: self.bare(ranges),
             },
         )
     }
@@ -369,15 +405,14 @@ impl World {
 
     /// Inside the ranges, and known to be nobody's of the mesh: nodes (their pods' range may hold them too), and where the API
     /// servers listen.
-    fn bare(&self) -> BTreeSet<IpAddr> {
+    fn bare(&self, ranges: &InForce) -> BTreeSet<IpAddr> {
         let nodes = self.nodes.all().values().flat_map(|node| node.own.iter().copied());
+        let left = self.pod_ranges.left().flat_map(nodes::first_two);
         let hosts = self.pods.all().values().flat_map(|pod| pod.node.iter().copied());
         let (namespace, name) = services::API_SERVER;
         let api = self.joined.get(&(namespace.to_owned(), name.to_owned()));
         let api = api.into_iter().flat_map(|service| service.listed.iter().map(|listed| listed.address));
-        let inside =
-            |address: &IpAddr| contains(&self.pod_ranges, *address) || contains(&self.service_ranges, *address);
-        nodes.chain(hosts).chain(api).filter(inside).collect()
+        nodes.chain(left).chain(hosts).chain(api).filter(|address| ranges.all.contains(*address)).collect()
     }
 
     /// What policies' status should say and does not.
@@ -386,7 +421,7 @@ impl World {
         verdicts.collect()
     }
 
-    fn problems(&self, missing: &[&'static str]) -> Vec<Problem> {
+    fn problems(&self, missing: &[&'static str], ranges: &InForce) -> Vec<Problem> {
         let mut problems: Vec<Problem> = Vec::new();
         for (what, why) in &self.broken {
             let held = if missing.contains(what) { "nothing is answered before" } else { "what was known goes on" };
@@ -404,20 +439,27 @@ impl World {
         {
             problems.push(Problem::of_file(NODES, "no node has podCIDRs: set --pod-range"));
         }
+        if ranges.pods_widened {
+            let why = format!("make more ranges than a proxy takes ({MAX_RANGES}); they are widened: set --pod-range");
+            problems.push(Problem::of_file(PODS, why));
+        }
+        if ranges.services_widened {
+            problems
+                .push(Problem::of_file(CIDRS, format!("hold more than {MAX_SERVICE_RANGES} ranges; they are widened")));
+        }
         problems.extend(self.policies.all().values().filter_map(|is| is.bad.clone()));
         problems.extend(self.pods.all().values().filter_map(|pod| pod.problem.clone()));
-        problems.extend(self.outside());
+        problems.extend(self.outside(ranges));
         problems.truncate(MAX_PROBLEMS);
         problems
     }
 
-    /// A meshed pod outside the ranges is never asked for: its peers would talk to it in plaintext, and be refused.
-    fn outside(&self) -> Vec<Problem> {
-        let members = self.pods.all().values().filter_map(|pod| pod.who.as_ref()).map(|who| &who.member);
-        let known = !self.pod_ranges.is_empty();
-        let pods = members.filter(|member| known && member.workload.meshed).flat_map(|member| {
-            let addresses = member.workload.addresses.iter();
-            addresses.filter(|at| !contains(&self.pod_ranges, at.value)).map(|at| {
+    /// A meshed pod outside the ranges is added to them, but only once it is known: until then its peers talk to it in plaintext, and are
+    /// refused.
+    fn outside(&self, ranges: &InForce) -> Vec<Problem> {
+        let known = !ranges.pods.is_empty();
+        let pods = Self::workloads(&self.pods).filter(|is| known && is.meshed).flat_map(|is| {
+            is.addresses.iter().filter(|at| !ranges.said.contains(at.value)).map(|at| {
                 Problem::at(
                     &at.place,
                     "status.podIPs",
@@ -438,24 +480,11 @@ impl World {
         for ((_, name), (_, problems)) in self.namespaces.all() {
             warnings.extend(problems.iter().map(|problem| format!("Namespace {name}: {problem}")));
         }
-        for pod in &self.pod_ranges {
+        for pod in &self.pod_ranges.said() {
             let overlap = self.service_ranges.iter().filter(|range| pod.contains(*range) || range.contains(pod));
             warnings.extend(overlap.map(|range| format!("the pod range {pod} and the service range {range} overlap")));
         }
         warnings
-    }
-}
-
-/// Ranges as told take the place of those before, unless the operator set some, or there are none.
-fn told<T>(objects: &Held<T>, of: impl Fn(&T) -> &Vec<IpNet>, set: &[IpNet], ranges: &mut Vec<IpNet>) {
-    if !set.is_empty() || !objects.is_complete() {
-        return;
-    }
-    let all: Vec<IpNet> = objects.all().values().flat_map(of).copied().collect();
-    let mut all = IpNet::aggregate(&all);
-    all.sort();
-    if !all.is_empty() {
-        *ranges = all;
     }
 }
 
