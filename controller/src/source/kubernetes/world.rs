@@ -1,7 +1,9 @@
 //! All that is known of the cluster, and the picture that it makes. Without `kube`, clock or runtime: changes in, snapshots out.
 //!
 //! Fed by the parent's `run`. It must never show a picture before every watch was complete once (half a picture calls meshed pods
-//! unknown and denies nothing), nor take anything away because a watch broke. Somewhat over 500 lines: one state, which every watch changes and every picture reads.
+//! unknown and denies nothing), nor take anything away because a watch broke.
+//!
+//! Somewhat over 500 lines: one state, which every watch changes and every picture reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
