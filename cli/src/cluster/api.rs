@@ -167,3 +167,23 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text.chars().take(QUOTED).collect()
 }
+
+#[cfg(test)]
+pub mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// An API server with these objects: each path, without its query, and what is there. Nothing is anywhere else.
+    pub fn holding(objects: Vec<(String, Value)>) -> Api {
+        let answer = move |request: Request<Body>| {
+            let found = objects.iter().find(|(path, _)| path == request.uri().path());
+            let (status, body) =
+                found.map_or((StatusCode::NOT_FOUND, Value::Null), |(_, object)| (StatusCode::OK, object.clone()));
+            let mut response = http::Response::new(Body::from(body.to_string().into_bytes()));
+            *response.status_mut() = status;
+            async move { Ok::<_, Infallible>(response) }
+        };
+        Api(Client::new(tower::service_fn(answer), "default"))
+    }
+}

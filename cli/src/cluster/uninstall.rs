@@ -1,8 +1,8 @@
 //! `countersign uninstall`: removes what `install`, Helm and our own processes have put into a cluster, and proves that nothing is left.
 //!
 //! Called by `main`. It must never remove the CA's state without being told so in as many words, never go on while pods still have a
-//! sidecar (they would stop working within an hour, with nobody to renew their certificates), and never call a cluster clean that it could
-//! not look through.
+//! sidecar (they would stop working within an hour, with nobody to renew their certificates), never remove what only has the name of ours in
+//! a namespace of others, and never call a cluster clean that it could not look through.
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write as _};
@@ -71,9 +71,11 @@ pub fn run(args: &UninstallArgs, format: Format) -> Result<Verdict> {
 }
 
 async fn uninstall(api: &Api, args: &UninstallArgs, format: Format) -> Result<Verdict> {
-    let found = find(api, &args.namespace).await?;
+    let all = find(api, &args.namespace).await?;
+    let found = &all.ours;
+    let (none, no_pods) = (BTreeSet::new(), BTreeSet::new());
     if found.is_empty() {
-        tell(format, "nothing", &found, &BTreeSet::new())?;
+        tell(format, "nothing", found, &no_pods, &all.others)?;
         return Ok(Verdict::Yes);
     }
     let pods = sidecars(api).await?;
@@ -85,11 +87,11 @@ async fn uninstall(api: &Api, args: &UninstallArgs, format: Format) -> Result<Ve
         );
     }
     if args.dry_run {
-        tell(format, "would remove", &found, &pods)?;
+        tell(format, "would remove", found, &pods, &all.others_without(found))?;
         return Ok(Verdict::Yes);
     }
     if !pods.is_empty() && !args.force {
-        tell(format, "still in the mesh", &BTreeSet::new(), &pods)?;
+        tell(format, "still in the mesh", &none, &pods, &none)?;
         eprintln!(
             "countersign: {} pods still have a sidecar, and would stop working when their certificates end: take the label {} off their \
              namespaces and pods and restart them, or say --force",
@@ -98,15 +100,16 @@ async fn uninstall(api: &Api, args: &UninstallArgs, format: Format) -> Result<Ve
         );
         return Ok(Verdict::No);
     }
-    let Some(doomed) = agreed(args, &found)? else {
+    let Some(doomed) = agreed(args, found)? else {
         bail!("nothing was removed");
     };
+    let others = all.others_without(&doomed);
     remove(api, &doomed, Duration::from_secs(args.wait)).await?;
     let kept: BTreeSet<_> = found.difference(&doomed).cloned().collect();
     // Looked for anew: what somebody made meanwhile is left behind, too.
-    let left: BTreeSet<_> = find(api, &args.namespace).await?.difference(&kept).cloned().collect();
+    let left: BTreeSet<_> = find(api, &args.namespace).await?.ours.difference(&kept).cloned().collect();
     if !left.is_empty() {
-        tell(format, "left behind", &left, &BTreeSet::new())?;
+        tell(format, "left behind", &left, &no_pods, &others)?;
         eprintln!(
             "countersign: {} objects are still there after {} s; run it once more, or see what holds them",
             left.len(),
@@ -115,12 +118,30 @@ async fn uninstall(api: &Api, args: &UninstallArgs, format: Format) -> Result<Ve
         return Ok(Verdict::No);
     }
     let (what, these) = if kept.is_empty() { ("removed", &doomed) } else { ("kept, all else is removed", &kept) };
-    tell(format, what, these, &BTreeSet::new())?;
+    tell(format, what, these, &no_pods, &others)?;
     Ok(Verdict::Yes)
 }
 
+/// What is there.
+#[derive(Default)]
+struct Found {
+    /// Is to go.
+    ours: BTreeSet<Name>,
+    /// ConfigMaps of the roots' name that our CA did not write: they are named, and stay.
+    others: BTreeSet<Name>,
+}
+
+impl Found {
+    /// The others that stay when `doomed` goes: not those that go with their namespace.
+    fn others_without(&self, doomed: &BTreeSet<Name>) -> BTreeSet<Name> {
+        let goes =
+            |namespace: Option<&str>| doomed.iter().any(|name| namespace.is_some_and(|home| is_home(name, home)));
+        self.others.iter().filter(|name| !goes(name.namespace.as_deref())).cloned().collect()
+    }
+}
+
 /// Everything of ours that is there: what we install by its name, what is labelled as ours, and what our processes made.
-async fn find(api: &Api, namespace: &str) -> Result<BTreeSet<Name>> {
+async fn find(api: &Api, namespace: &str) -> Result<Found> {
     let mut found = BTreeSet::new();
     for object in crate::install::defaults(namespace)? {
         let name = Name::of(&object)?;
@@ -137,7 +158,6 @@ async fn find(api: &Api, namespace: &str) -> Result<BTreeSet<Name>> {
             found.insert(Name { row, namespace: text("namespace").filter(|_| kind.namespaced), name });
         }
     }
-    found.extend(roots(api, namespace).await?);
     for secret in [names::CA_STATE_SECRET, names::CA_KEY_SECRET] {
         let name = Name::new("Secret", Some(namespace), secret)?;
         if look(api, &name).await? {
@@ -158,21 +178,35 @@ async fn find(api: &Api, namespace: &str) -> Result<BTreeSet<Name>> {
             }
         }
     }
-    Ok(found)
+    let roots = roots(api, namespace).await?;
+    found.extend(roots.ours);
+    // The label alone does not make roots ours.
+    found.retain(|name| !roots.others.contains(name));
+    Ok(Found { ours: found, others: roots.others })
 }
 
 async fn look(api: &Api, name: &Name) -> Result<bool> {
     Ok(api.get(&name.path()).await.with_context(|| format!("looking for {name}"))?.is_some())
 }
 
-/// The ConfigMaps with the roots, in all namespaces; not those that say that they are another mesh's.
-async fn roots(api: &Api, namespace: &str) -> Result<Vec<Name>> {
+/// The ConfigMaps of the roots' name, in all namespaces. Ours are those that our CA keeps in step: by its label and by the name of our
+/// namespace, as it tells them itself. Whatever lacks one of the two is somebody else's.
+async fn roots(api: &Api, namespace: &str) -> Result<Found> {
     let all = Name::new("ConfigMap", None, names::BUNDLE_CONFIG_MAP)?.kind().collection(None);
     let objects = api.list(&format!("{all}?fieldSelector=metadata.name%3D{}", names::BUNDLE_CONFIG_MAP)).await;
-    let objects = objects.context("looking for the roots in all namespaces")?;
-    let keeper = |map: &Value| map["metadata"]["annotations"][SYSTEM].as_str().map(str::to_owned);
-    let ours = objects.iter().filter(|map| keeper(map).is_none_or(|keeper| keeper == namespace));
-    ours.map(|map| Name::new("ConfigMap", map["metadata"]["namespace"].as_str(), names::BUNDLE_CONFIG_MAP)).collect()
+    let mut found = Found::default();
+    for map in objects.context("looking for the roots in all namespaces")? {
+        let metadata = &map["metadata"];
+        let ours = metadata["labels"][names::LABEL_MANAGED_BY] == names::CA_ACCOUNT
+            && metadata["annotations"][SYSTEM] == namespace;
+        let name = Name::new("ConfigMap", metadata["namespace"].as_str(), names::BUNDLE_CONFIG_MAP)?;
+        if ours {
+            found.ours.insert(name)
+        } else {
+            found.others.insert(name)
+        };
+    }
+    Ok(found)
 }
 
 async fn sidecars(api: &Api) -> Result<BTreeSet<String>> {
@@ -259,10 +293,23 @@ async fn has_pods(api: &Api, name: &Name) -> Result<bool, CallError> {
     Ok(!api.list(&path).await?.is_empty())
 }
 
-fn tell(format: Format, what: &str, objects: &BTreeSet<Name>, pods: &BTreeSet<String>) -> Result<()> {
-    let words: Vec<_> = objects.iter().map(Name::to_string).collect();
-    let value: Value = json!({ "what": what, "objects": words, "pods_with_sidecar": pods });
-    output::either(format, &value, || list(what, objects) + &named_pods(pods))
+fn tell(
+    format: Format,
+    what: &str,
+    objects: &BTreeSet<Name>,
+    pods: &BTreeSet<String>,
+    others: &BTreeSet<Name>,
+) -> Result<()> {
+    let words = |names: &BTreeSet<Name>| names.iter().map(Name::to_string).collect::<Vec<_>>();
+    let value: Value = json!({
+        "what": what, "objects": words(objects), "pods_with_sidecar": pods, "left_alone": words(others),
+    });
+    output::either(format, &value, || list(what, objects) + &named_pods(pods) + &left_alone(others))
+}
+
+/// Of the roots' name, and not ours.
+fn left_alone(others: &BTreeSet<Name>) -> String {
+    others.iter().map(|name| format!("left alone: {name} (not written by this mesh's CA)\n")).collect()
 }
 
 fn list(what: &str, objects: &BTreeSet<Name>) -> String {
@@ -336,5 +383,52 @@ mod tests {
         assert_eq!(KINDS.last().unwrap().kind, "Namespace");
         let at = |kind: &str| KINDS.iter().position(|row| row.kind == kind).unwrap();
         assert!(at("Deployment") < at("ConfigMap"), "the CA would write the roots anew");
+    }
+
+    fn bundle(namespace: &str, by: Option<&str>, mesh: Option<&str>) -> Value {
+        json!({ "metadata": {
+            "namespace": namespace, "name": names::BUNDLE_CONFIG_MAP,
+            "labels": by.map(|by| json!({ names::LABEL_MANAGED_BY: by })),
+            "annotations": mesh.map(|mesh| json!({ SYSTEM: mesh })),
+        } })
+    }
+
+    #[tokio::test]
+    async fn only_roots_that_our_ca_wrote_go_and_all_others_are_named() {
+        let (ca, system) = (Some(names::CA_ACCOUNT), Some("countersign-system"));
+        let maps = json!({ "items": [
+            bundle("ours", ca, system),
+            bundle("bare", None, None),
+            bundle("unlabelled", None, system),
+            bundle("unsaid", ca, None),
+            bundle("helms", Some("Helm"), system),
+            bundle("another-mesh", ca, Some("other-system")),
+        ] });
+        let api = super::super::api::tests::holding(vec![("/api/v1/configmaps".to_owned(), maps)]);
+        let found = find(&api, "countersign-system").await.unwrap();
+        let places = |names: &BTreeSet<Name>| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(places(&found.ours), ["ConfigMap ours/countersign-bundle"]);
+        let others = ["another-mesh", "bare", "helms", "unlabelled", "unsaid"];
+        assert_eq!(places(&found.others), others.map(|namespace| format!("ConfigMap {namespace}/countersign-bundle")));
+        let said = list("removed", &found.ours) + &left_alone(&found.others);
+        assert!(said.contains("left alone: ConfigMap bare/countersign-bundle"), "{said}");
+        assert!(!said.contains("left alone: ConfigMap ours/"), "{said}");
+    }
+
+    /// In our own namespace, too, where else our CA's label alone says whose an object is; unless all of the namespace goes.
+    #[tokio::test]
+    async fn roots_in_our_namespace_that_are_not_ours_stay_with_it() {
+        let system = "countersign-system";
+        let maps = json!({ "items": [bundle(system, Some(names::CA_ACCOUNT), Some("other-system"))] });
+        let held = |paths: &[&str]| paths.iter().map(|path| ((*path).to_owned(), maps.clone())).collect();
+        let api = super::super::api::tests::holding(held(&[
+            "/api/v1/configmaps",
+            "/api/v1/namespaces/countersign-system/configmaps",
+        ]));
+        let found = find(&api, system).await.unwrap();
+        assert_eq!((found.ours.len(), found.others.len()), (0, 1));
+        assert_eq!(found.others_without(&BTreeSet::new()).len(), 1);
+        let home = BTreeSet::from([Name::new("Namespace", None, system).unwrap()]);
+        assert_eq!(found.others_without(&home).len(), 0);
     }
 }
