@@ -222,7 +222,8 @@ fn the_log_filter_changes_at_run_time() {
     assert!(put("countersign_ca=debug").contains(r#""filter": "countersign_ca=debug""#));
     assert!(put("a=b=c").starts_with("HTTP/1.1 400"));
     assert!(
-        ask("GET /log HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").contains(r#""filter": "countersign_ca=debug""#),
+        ask("GET /log HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .contains(r#""filter": "countersign_ca=debug""#),
         "a bad one changes nothing"
     );
 }
