@@ -23,7 +23,9 @@ fn blocks_are_read(_: &Cluster) -> Result<()> {
 
 /// Whatever other tests have left.
 const CLEAN: &str = "countersign uninstall --yes --force --ca-state remove\n\
-                     kubectl delete namespace shop --ignore-not-found --timeout=2m";
+                     kubectl delete namespace shop --ignore-not-found --timeout=2m\n\
+                     kubectl delete namespace --selector=countersign.dev/inject=enabled --ignore-not-found --timeout=3m\n\
+                     kubectl delete namespace --field-selector=status.phase=Terminating --ignore-not-found --timeout=3m";
 
 fn clean(shell: &Shell) -> Result<()> {
     let (well, said) = shell.bash(CLEAN)?;
