@@ -98,8 +98,7 @@ pub fn parse(filter: &str) -> Result<EnvFilter, LogError> {
 }
 
 /// `/log` as `{"filter": ...}`.
-#[must_use]
-pub fn as_json(filter: &str) -> Answer {
+pub(crate) fn as_json(filter: &str) -> Answer {
     http::json(&json!({ "filter": filter }))
 }
 

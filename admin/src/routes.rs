@@ -12,7 +12,7 @@ use hyper::{Method, Request};
 
 use crate::accept::{self, Budget};
 use crate::http::{self, Answer, StatusCode};
-use crate::log::{Log, LogError, MAX_FILTER};
+use crate::log::{self, Log, LogError, MAX_FILTER};
 use crate::socket::AdminSocket;
 
 /// Most connections at once; one more is closed. They are people and their scripts.
@@ -22,7 +22,6 @@ const LOG: &str = "/log";
 /// The paths of one process.
 pub struct Routes {
     log: Log,
-    shown: fn(&str) -> Answer,
     routes: Vec<Route>,
     under: Vec<Under>,
 }
@@ -46,9 +45,9 @@ impl fmt::Debug for Routes {
 }
 
 impl Routes {
-    /// `GET|PUT /log`, where the filter is `shown` as [`crate::log::as_json`] does.
-    pub fn new(log: Log, shown: fn(&str) -> Answer) -> Self {
-        Self { log, shown, routes: Vec::new(), under: Vec::new() }
+    /// `GET|PUT /log`, which every process has.
+    pub fn new(log: Log) -> Self {
+        Self { log, routes: Vec::new(), under: Vec::new() }
     }
 
     /// And this, which changes nothing.
@@ -78,7 +77,7 @@ impl Routes {
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
         if request.uri().path() == LOG {
             return match *request.method() {
-                Method::GET => (self.shown)(&self.log.filter()),
+                Method::GET => log::as_json(&self.log.filter()),
                 Method::PUT => self.change_log(request).await,
                 _ => http::only("GET, PUT"),
             };
@@ -107,7 +106,7 @@ impl Routes {
         match self.log.change(filter.trim()) {
             Ok(()) => {
                 tracing::info!(filter = filter.trim(), "log: another filter");
-                (self.shown)(&self.log.filter())
+                log::as_json(&self.log.filter())
             }
             Err(error) => refusal(&error),
         }

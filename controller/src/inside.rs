@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use countersign_admin::health::{self, Check, Health};
-use countersign_admin::{Log, Routes, http, log};
+use countersign_admin::{Log, Routes, http};
 use countersign_credentials::{SharedClock, Status as CaStatus, Watch};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -78,7 +78,7 @@ impl Inside {
     /// What the admin socket answers.
     pub fn routes(self: &Arc<Self>) -> Routes {
         let (status, dump) = (Arc::clone(self), Arc::clone(self));
-        Routes::new(self.log.clone(), log::as_json)
+        Routes::new(self.log.clone())
             .get("/status", move || http::json(&status.status()))
             .get("/config_dump", move || http::json(&dump.dump()))
     }

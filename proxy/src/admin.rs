@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use countersign_admin::http::{self, Answer, StatusCode};
-use countersign_admin::{Log, Routes, log};
+use countersign_admin::{Log, Routes};
 use countersign_credentials::{Status, Watch};
 use serde_json::json;
 use tokio::sync::watch;
@@ -54,7 +54,7 @@ impl Admin {
     pub fn routes(self: &Arc<Self>) -> Routes {
         let (status, dump, drain) = (Arc::clone(self), Arc::clone(self), Arc::clone(self));
         let (list, one) = (Arc::clone(&self.permits), Arc::clone(&self.permits));
-        Routes::new(self.log.clone(), log::as_json)
+        Routes::new(self.log.clone())
             .get("/status", move || http::json(&view::status(&status)))
             .get("/config_dump", move || http::json(&view::dump(&dump)))
             .get("/denials", move || http::json(&list.denials().list()))

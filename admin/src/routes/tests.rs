@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::log::{self, tests::detached};
+use crate::log::tests::detached;
 use crate::socket::bind;
 
 /// An admin socket that is served.
@@ -20,12 +20,12 @@ struct Served {
     task: JoinHandle<()>,
 }
 
-fn served(log: Log, shown: fn(&str) -> Answer) -> Served {
+fn served(log: Log) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("admin.sock");
     let (drained, shed) = (Arc::new(AtomicUsize::new(0)), Arc::<Mutex<Vec<_>>>::default());
     let (drains, sheds) = (Arc::clone(&drained), Arc::clone(&shed));
-    let routes = Routes::new(log, shown).get("/status", || http::json(&json!({ "ready": true })));
+    let routes = Routes::new(log).get("/status", || http::json(&json!({ "ready": true })));
     let routes = routes.get_under("/things/", |thing| http::text(StatusCode::OK, thing.to_owned()));
     let routes = routes.post("/drain", move || {
         drains.fetch_add(1, Ordering::SeqCst);
@@ -60,7 +60,7 @@ impl Served {
 
 #[tokio::test]
 async fn the_log_changes_while_it_runs_and_a_bad_filter_changes_nothing() {
-    let served = served(detached("info"), log::as_json);
+    let served = served(detached("info"));
     assert_eq!(served.get("/log").await["filter"], "info");
     let (status, body) = served.ask("PUT", "/log", "warn,countersign_proxy=debug\n").await;
     assert_eq!(status, 200, "{body}");
@@ -75,14 +75,14 @@ async fn the_log_changes_while_it_runs_and_a_bad_filter_changes_nothing() {
 
 #[tokio::test]
 async fn a_log_that_is_not_ours_is_said_so_and_left_alone() {
-    let served = served(Log::none(), log::as_json);
+    let served = served(Log::none());
     assert_eq!(served.ask("PUT", "/log", "debug").await, (400, "the log is not ours to change\n".to_owned()));
     assert_eq!(served.get("/log").await["filter"], "not ours");
 }
 
 #[tokio::test]
 async fn what_asks_changes_nothing_and_what_does_something_must_be_told() {
-    let served = served(detached("info"), log::as_json);
+    let served = served(detached("info"));
     assert_eq!(served.get("/status").await["ready"], true);
     assert_eq!(served.ask("GET", "/drain", "").await, (405, "only POST\n".to_owned()));
     assert_eq!(served.drained.load(Ordering::SeqCst), 0);
@@ -92,7 +92,7 @@ async fn what_asks_changes_nothing_and_what_does_something_must_be_told() {
 
 #[tokio::test]
 async fn what_is_not_there_is_said_so() {
-    let served = served(detached("info"), log::as_json);
+    let served = served(detached("info"));
     assert_eq!(served.ask("GET", "/", "").await, (404, "here are /status /drain /log\n".to_owned()));
     assert_eq!(served.ask("GET", "/status/", "").await.0, 404);
     assert_eq!(served.ask("POST", "/status", "").await, (405, "only GET\n".to_owned()));
@@ -101,7 +101,7 @@ async fn what_is_not_there_is_said_so() {
 
 #[tokio::test]
 async fn connections_over_the_budget_are_closed_and_counted() {
-    let served = served(detached("info"), log::as_json);
+    let served = served(detached("info"));
     let mut held = Vec::new();
     for _ in 0..CONNECTIONS {
         let mut stream = UnixStream::connect(&served.socket).await.unwrap();
@@ -119,7 +119,7 @@ async fn connections_over_the_budget_are_closed_and_counted() {
 
 #[tokio::test]
 async fn the_end_takes_the_socket_away() {
-    let served = served(detached("info"), log::as_json);
+    let served = served(detached("info"));
     served.get("/status").await;
     served.task.abort();
     let Served { _folder, socket, task, .. } = served;
@@ -129,7 +129,7 @@ async fn the_end_takes_the_socket_away() {
 
 #[tokio::test]
 async fn what_is_under_a_path_is_answered_by_what_follows() {
-    let served = served(detached("info"), log::as_json);
+    let served = served(detached("info"));
     assert_eq!(served.ask("GET", "/things/0a", "").await, (200, "0a".to_owned()));
     assert_eq!(served.ask("POST", "/things/0a", "").await.0, 405);
     assert_eq!(served.ask("GET", "/things", "").await.0, 404);
