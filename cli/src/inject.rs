@@ -2,14 +2,14 @@
 //!
 //! Called by `main`. It must never print half of a result: what goes to standard output is meant for `kubectl apply -f -`.
 
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use countersign_injector::mesh::{Mesh, MeshArgs};
 use countersign_injector::offline::{self, Task};
 use serde_json::json;
 
+use crate::input;
 use crate::output::{self, Format, Verdict};
 
 /// Larger than any file of manifests should be.
@@ -55,7 +55,7 @@ fn run(task: Task<'_>, files: &Files, format: Format) -> Result<Verdict> {
     let (mut text, mut notes, mut changed) = (String::new(), Vec::new(), 0);
     for file in &files.filenames {
         let name = file.display().to_string();
-        let done = match offline::run(task, &name, &read(file).with_context(|| name.clone())?) {
+        let done = match offline::run(task, &name, &input::text(file, MAX_BYTES).with_context(|| name.clone())?) {
             Ok(done) => done,
             Err(error) => {
                 eprintln!("countersign: {error}");
@@ -74,15 +74,4 @@ fn run(task: Task<'_>, files: &Files, format: Format) -> Result<Verdict> {
     }
     output::either(format, &json!({ "changed": changed, "notes": notes, "text": text }), || text.clone())?;
     Ok(Verdict::Yes)
-}
-
-fn read(file: &Path) -> Result<String> {
-    let mut text = String::new();
-    if file == Path::new("-") {
-        std::io::stdin().take(MAX_BYTES + 1).read_to_string(&mut text)?;
-    } else {
-        std::fs::File::open(file)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
-    }
-    ensure!(text.len() as u64 <= MAX_BYTES, "larger than {MAX_BYTES} bytes");
-    Ok(text)
 }

@@ -11,6 +11,7 @@ mod demo;
 mod explain;
 mod identity;
 mod inject;
+mod input;
 mod install;
 mod output;
 mod policy;

@@ -3,14 +3,14 @@
 //! Called by `main`. It must never accept what the controller refuses: there is one parser.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use countersign_policy::{ParseError, Policy};
 use serde_json::{Value, json};
 
 use crate::args::PolicyCommand;
+use crate::input;
 use crate::output::{self, Format, Style, Verdict};
 
 /// Larger than any file of rules should be.
@@ -62,20 +62,9 @@ fn policy_json(policy: &Policy) -> Value {
 
 fn check(file: &Path) -> Result<Checked> {
     let name = file.display().to_string();
-    let text = read(file).with_context(|| name.clone())?;
+    let text = input::text(file, MAX_BYTES).with_context(|| name.clone())?;
     let result = countersign_policy::parse(&name, &text);
     Ok(Checked { file: name, result })
-}
-
-fn read(file: &Path) -> Result<String> {
-    let mut text = String::new();
-    if file == Path::new("-") {
-        std::io::stdin().take(MAX_BYTES + 1).read_to_string(&mut text)?;
-    } else {
-        std::fs::File::open(file)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
-    }
-    ensure!(text.len() as u64 <= MAX_BYTES, "larger than {MAX_BYTES} bytes");
-    Ok(text)
 }
 
 /// Folders become the YAML files in them, sorted; a folder without any is an error, not an empty success.
