@@ -12,8 +12,8 @@ use serde::Serialize;
 
 /// Rules that concern the workload.
 pub const CONCERNING: usize = 20;
-/// Rules in one text, of a size that the parser takes.
-const FILE: usize = 250;
+/// Rules in one text, of a size that parser and controller take.
+pub const RULES_IN_FILE: usize = 250;
 
 /// Time of one decision.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -55,8 +55,11 @@ pub fn rules_all_binding(rules: usize) -> Result<Rules> {
 fn select(rules: usize, concerning: usize) -> Result<Rules> {
     let labels = BTreeMap::from([("app".to_owned(), "backend".to_owned())]);
     let (numbers, mut binding): (Vec<usize>, Vec<Policy>) = ((0..rules).collect(), Vec::new());
-    for file in numbers.chunks(FILE) {
-        let text = file.iter().map(|number| rule(*number, if *number < concerning { "backend" } else { "other" }));
+    for file in numbers.chunks(RULES_IN_FILE) {
+        let text = file.iter().map(|number| {
+            let app = if *number < concerning { "backend" } else { "other" };
+            rule(&format!("rule-{number}"), app, &format!("client-{number}"), 8080)
+        });
         let policies = parse("rules.yaml", &text.collect::<String>())?;
         binding.extend(policies.into_iter().filter(|policy| policy.binds("shop", &labels)));
     }
@@ -106,11 +109,13 @@ fn best(work: impl Fn()) -> f64 {
     (0..TURNS).map(turn).fold(f64::INFINITY, f64::min)
 }
 
-fn rule(number: usize, app: &str) -> String {
+/// One document: that account may reach that port of that app, all in namespace `shop`.
+#[must_use]
+pub fn rule(name: &str, app: &str, account: &str, port: u16) -> String {
     format!(
         "---\napiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\n\
-         metadata: {{name: rule-{number}, namespace: shop}}\nspec:\n  selector: {{matchLabels: {{app: {app}}}}}\n  action: Allow\n  rules:\n  \
-         - from: [{{serviceAccounts: [{{namespace: shop, name: client-{number}}}]}}]\n    to: [{{ports: [8080]}}]\n"
+         metadata: {{name: {name}, namespace: shop}}\nspec:\n  selector: {{matchLabels: {{app: {app}}}}}\n  action: Allow\n  rules:\n  \
+         - from: [{{serviceAccounts: [{{namespace: shop, name: {account}}}]}}]\n    to: [{{ports: [{port}]}}]\n"
     )
 }
 

@@ -11,12 +11,10 @@ use countersign_kit::mesh::{Mesh, MeshPod, MeshPodSpec, Settings as MeshSettings
 use countersign_kit::{Namespace, Net};
 
 use super::{Guarded, Peer, Place, Up, first_line};
+use crate::decision::{RULES_IN_FILE, rule};
 use crate::stage::{APP, Stage, start_app, tune};
 
 const BINARIES: [&str; 3] = ["countersign-proxy", "countersign-ca", "countersign-controller"];
-
-/// Rules in one file.
-const FILE: usize = 250;
 
 /// What may differ in the growth runs.
 #[derive(Clone, Copy, Debug)]
@@ -121,21 +119,13 @@ impl Peer for Countersign {
 /// Strict, and one Allow.
 fn rules() -> String {
     let strict = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {countersign.dev/mtls: Strict}}\n";
-    format!("{strict}{}", rule("frontend-to-backend", "frontend"))
+    format!("{strict}{}", rule("frontend-to-backend", "backend", "frontend", APP))
 }
 
 /// Rules that name accounts which nobody has, in files of a size that the controller takes.
 fn more_rules(more: usize) -> Vec<(String, String)> {
     let numbers: Vec<usize> = (0..more).collect();
-    let one = |number: &usize| rule(&format!("other-{number}"), &format!("nobody-{number}"));
+    let one = |number: &usize| rule(&format!("other-{number}"), "backend", &format!("nobody-{number}"), APP);
     let file = |part: (usize, &[usize])| (format!("rules-{}.yaml", part.0), part.1.iter().map(one).collect());
-    numbers.chunks(FILE).enumerate().map(file).collect()
-}
-
-fn rule(name: &str, account: &str) -> String {
-    format!(
-        "---\napiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\n\
-         metadata: {{name: {name}, namespace: shop}}\nspec:\n  selector: {{matchLabels: {{app: backend}}}}\n  action: Allow\n  rules:\n  \
-         - from: [{{serviceAccounts: [{{namespace: shop, name: {account}}}]}}]\n    to: [{{ports: [{APP}]}}]\n"
-    )
+    numbers.chunks(RULES_IN_FILE).enumerate().map(file).collect()
 }
