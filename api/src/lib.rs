@@ -15,6 +15,7 @@ pub mod controller {
     tonic::include_proto!("countersign.controller.v1");
 }
 
+pub mod audit;
 pub mod env;
 pub mod names;
 pub mod ports;

@@ -1,22 +1,29 @@
 //! The audit log: one JSON line for each decision, on the disk before the decision takes effect. Called by `issue`, `own`
 //! and `upkeep`; nothing is signed for anybody without the [`Recorded`] that only this module makes.
 //!
-//! One thread writes. It takes all records that wait, writes them at once, and calls `fdatasync` once for them, so the cost
-//! of the disk is shared under load. A record that did not reach the disk whole is cut off again: a torn line never stays.
-//! It must never write a token or a key.
+//! Records form a chain (`chain`), which is signed each minute by the key of the CA's SVID; one thread writes them (`file`), within
+//! bounds (`room`). `countersign ca audit verify` reads them (their form: `countersign_api::audit`). It must never write a token
+//! or a key.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use countersign_credentials::{SharedClock, Watch};
+use countersign_identity::Svid;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::rfc3339;
+use crate::clock::{millis, rfc3339};
+
+mod chain;
+mod file;
+mod room;
+
+use file::{Checkpoint, Log, Told, Waiting};
+pub use room::{Bounds, Measure};
 
 /// Why a record was not written.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +66,10 @@ pub enum Event {
     Leaf,
     /// The CA's own leaf was made.
     OwnLeaf,
+    /// A process began to write.
+    Start,
+    /// An older file of the log was removed, since there was no room.
+    Removed,
 }
 
 /// One record. Absent fields are left out of the line.
@@ -149,157 +160,183 @@ pub struct Recorded(());
 /// The log. Clones share it; it closes when the last is dropped, after what waits was written.
 #[derive(Clone)]
 pub struct Audit {
-    queue: mpsc::Sender<Waiting>,
+    queue: mpsc::Sender<Told>,
+    shared: Arc<Shared>,
 }
 
-struct Waiting {
-    line: Vec<u8>,
-    done: oneshot::Sender<Result<(), AuditError>>,
+/// Where the log is, and how much it may take.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The file.
+    pub path: PathBuf,
+    /// Its room.
+    pub bounds: Bounds,
+    /// Whether each record goes to standard output too, once it is on the disk.
+    pub copy: bool,
+}
+
+/// How the log is.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// The last write reached the disk.
+    pub writable: bool,
+    /// The copy to standard output works, or there is none.
+    pub copied: bool,
+    /// Its room.
+    pub room: Measure,
+    /// Checkpoints that this process has written.
+    pub checkpoints: u64,
 }
 
 /// Records that wait for the disk; who comes when it is full waits too, within its own deadline.
 const QUEUE: usize = 1024;
-
-/// So long is waited for the lock.
-const LOCK_WAIT: Duration = Duration::from_secs(1);
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
-
-/// The version of the record's form.
-const FORM: u32 = 1;
-
-#[derive(Serialize)]
-struct Line<'a> {
-    v: u32,
-    time: String,
-    #[serde(flatten)]
-    entry: &'a Entry<'a>,
-}
+/// Between two looks at the room.
+const TICK: Duration = Duration::from_secs(1);
 
 impl Audit {
-    /// Opens (or makes, 0600) the log for appending, locks it, and starts its thread. A line that a crash tore is cut off:
-    /// nothing took effect for it.
-    pub fn open(path: &Path) -> Result<Self, AuditError> {
-        let open = |source| AuditError::Open { path: path.to_owned(), source };
-        let log = Log::open(path).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => AuditError::InUse(path.to_owned()),
-            _ => open(error),
-        })?;
+    /// Opens (or makes, 0600) the log for appending, locks it, reserves its room, starts its thread, and records that it began. A
+    /// line that a crash tore is cut off: nothing took effect for it.
+    pub async fn start(settings: &Settings, now_ms: u64) -> Result<Self, AuditError> {
+        let audit = Self::open(settings)?;
+        let cut = audit.shared.cut;
+        let _recorded = audit.record(&file::start_entry(cut), now_ms).await?;
+        Ok(audit)
+    }
+
+    fn open(settings: &Settings) -> Result<Self, AuditError> {
+        let path = &settings.path;
+        let log = Log::open(path, settings.bounds, settings.copy)?;
+        let shared = Arc::clone(&log.shared);
         let (queue, waiting) = mpsc::channel(QUEUE);
-        std::thread::Builder::new().name("audit".to_owned()).spawn(move || log.serve(waiting)).map_err(open)?;
-        Ok(Self { queue })
+        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || log.serve(waiting));
+        thread.map_err(|source| AuditError::Open { path: path.clone(), source })?;
+        Ok(Self { queue, shared })
     }
 
     /// Writes one record. When this returns `Ok`, it is on the disk.
     pub async fn record(&self, entry: &Entry<'_>, now_ms: u64) -> Result<Recorded, AuditError> {
-        let line = Line { v: FORM, time: rfc3339(now_ms), entry };
-        let mut line = serde_json::to_vec(&line).map_err(|error| AuditError::Write(error.to_string()))?;
-        line.push(b'\n');
+        let content = serde_json::to_vec(entry).map_err(|error| AuditError::Write(error.to_string()))?;
         let (done, written) = oneshot::channel();
-        self.queue.send(Waiting { line, done }).await.map_err(|_| AuditError::Closed)?;
+        let waiting = Waiting { time: rfc3339(now_ms), content, done };
+        self.queue.send(Told::Record(waiting)).await.map_err(|_| AuditError::Closed)?;
         written.await.map_err(|_| AuditError::Closed)??;
         Ok(Recorded(()))
+    }
+
+    /// Signs what is written so far, by the key of this SVID.
+    pub async fn checkpoint(&self, signer: &Arc<Svid>, now_ms: u64) -> Result<(), AuditError> {
+        self.tick(signer, now_ms, true).await
+    }
+
+    async fn tick(&self, signer: &Arc<Svid>, now_ms: u64, now: bool) -> Result<(), AuditError> {
+        let (done, written) = oneshot::channel();
+        let checkpoint = Checkpoint { time: rfc3339(now_ms), signer: Arc::clone(signer), now, done };
+        self.queue.send(Told::Tick(checkpoint)).await.map_err(|_| AuditError::Closed)?;
+        written.await.map_err(|_| AuditError::Closed)?
+    }
+
+    /// Keeps the reserve whole, the alarm true, and the checkpoints coming; and finds out when a log that could not be written
+    /// can be again. Run by `run` as one task; ends with the log.
+    pub async fn keep(self, own: Watch, clock: SharedClock) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            let signer = own.borrow().as_ref().map(|credentials| Arc::clone(credentials.svid()));
+            let Some(signer) = signer else { continue };
+            // The thread has told of any failure that is news.
+            if let Err(AuditError::Closed) = self.tick(&signer, millis(&*clock), false).await {
+                return;
+            }
+        }
+    }
+
+    /// How it is now.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            writable: self.shared.writable(),
+            copied: self.shared.is_copied(),
+            room: *self.shared.room(),
+            checkpoints: self.shared.checkpoints.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What the thread tells everybody.
+struct Shared {
+    /// Bytes of a torn record that were cut off at the start.
+    cut: u64,
+    writable: AtomicBool,
+    copied: AtomicBool,
+    checkpoints: AtomicU64,
+    room: Mutex<Measure>,
+}
+
+impl Shared {
+    fn new(cut: u64) -> Self {
+        Self {
+            cut,
+            writable: AtomicBool::new(true),
+            copied: AtomicBool::new(true),
+            checkpoints: AtomicU64::new(0),
+            room: Mutex::default(),
+        }
+    }
+
+    fn writable(&self) -> bool {
+        self.writable.load(Ordering::Relaxed)
+    }
+
+    /// Gives what it was before.
+    fn set_writable(&self, is: bool) -> bool {
+        self.writable.swap(is, Ordering::Relaxed)
+    }
+
+    /// False if it has just ceased to work.
+    fn set_copied(&self, is: bool) -> bool {
+        let was = self.copied.swap(is, Ordering::Relaxed);
+        is || !was
+    }
+
+    fn is_copied(&self) -> bool {
+        self.copied.load(Ordering::Relaxed)
+    }
+
+    fn checkpointed(&self) {
+        self.checkpoints.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn room(&self) -> std::sync::MutexGuard<'_, Measure> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the alarm begins or ends with this.
+    fn measured(&self, found: Measure) -> Option<bool> {
+        let was = std::mem::replace(&mut *self.room(), found).alarm;
+        (was != found.alarm).then_some(found.alarm)
     }
 }
 
 #[cfg(test)]
 impl Audit {
+    /// A log at a path, with no reserve and no bound.
+    pub(crate) fn at(path: &std::path::Path) -> Result<Self, AuditError> {
+        let bounds = Bounds { reserve: 0, max: None, remove_oldest: false };
+        Self::open(&Settings { path: path.to_owned(), bounds, copy: false })
+    }
+
     /// A log on an open file.
-    pub(crate) fn on(file: File) -> Self {
+    pub(crate) fn on(file: std::fs::File) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        std::thread::spawn(move || Log { file, good: 0, torn: false }.serve(waiting));
-        Self { queue }
+        let log = Log::on(file);
+        let shared = Arc::clone(&log.shared);
+        std::thread::spawn(move || log.serve(waiting));
+        Self { queue, shared }
     }
 
     /// A log whose disk never answers, and what waits for it.
     pub(crate) fn stuck() -> (Self, impl Sized) {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        (Self { queue }, waiting)
+        (Self { queue, shared: Arc::new(Shared::new(0)) }, waiting)
     }
-}
-
-struct Log {
-    file: File,
-    /// Everything before is whole records that were acknowledged.
-    good: u64,
-    /// Bytes after `good` may be there and could not be cut off.
-    torn: bool,
-}
-
-impl Log {
-    fn open(path: &Path) -> io::Result<Self> {
-        let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
-        lock(&file)?;
-        let end = file.seek(SeekFrom::End(0))?;
-        let good = whole(&mut file, end)?;
-        if good < end {
-            tracing::warn!(path = %path.display(), bytes = end - good, "a torn audit record was cut off");
-            file.set_len(good)?;
-        }
-        file.sync_all()?;
-        Ok(Self { file, good, torn: false })
-    }
-
-    fn serve(mut self, mut waiting: mpsc::Receiver<Waiting>) {
-        while let Some(first) = waiting.blocking_recv() {
-            let mut batch = vec![first];
-            while let Ok(next) = waiting.try_recv() {
-                batch.push(next);
-            }
-            let bytes: Vec<u8> = batch.iter().flat_map(|one| one.line.iter().copied()).collect();
-            let written = self.append(&bytes);
-            if let Err(error) = &written {
-                tracing::error!(%error, "audit records could not be written: nothing is signed");
-            }
-            for one in batch {
-                let result = written.as_ref().map(drop).map_err(|error| AuditError::Write(error.to_string()));
-                let _ = one.done.send(result);
-            }
-        }
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.torn {
-            self.file.set_len(self.good)?;
-            self.torn = false;
-        }
-        // Asked, not remembered: whoever makes room by cutting the log must not get it back padded with zeros.
-        self.good = self.file.metadata()?.len();
-        let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
-        match written {
-            Ok(()) => self.good += bytes.len() as u64,
-            Err(_) => self.torn = self.file.set_len(self.good).is_err(),
-        }
-        written
-    }
-}
-
-/// Only one process may write, since each cuts off what it did not write whole: it would cut off the other's records. The
-/// thread of one that has just ended may hold the lock for a moment.
-fn lock(file: &File) -> io::Result<()> {
-    let until = Instant::now() + LOCK_WAIT;
-    loop {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
-            locked => return locked.map_err(io::Error::from),
-        }
-    }
-}
-
-/// Length of the whole lines in a file of `end` bytes.
-fn whole(file: &mut File, end: u64) -> io::Result<u64> {
-    const STEP: u64 = 4096;
-    let mut upto = end;
-    while upto > 0 {
-        let from = upto.saturating_sub(STEP);
-        let mut part = vec![0; usize::try_from(upto - from).unwrap_or_default()];
-        file.seek(SeekFrom::Start(from))?;
-        file.read_exact(&mut part)?;
-        if let Some(newline) = part.iter().rposition(|byte| *byte == b'\n') {
-            return Ok(from + newline as u64 + 1);
-        }
-        upto = from;
-    }
-    Ok(0)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use countersign_identity::{SpiffeId, SpiffeIdError, TrustDomain};
 use serde_json::{Value, json};
 
 use crate::attest::TokenRules;
+use crate::audit;
 use crate::grant::{FLOOR, SHORT, Terms};
 use crate::issue::CallLimits;
 use crate::limits::Rate;
@@ -19,10 +20,13 @@ use crate::state::{AUDIT, BUNDLE, KeyError, Lifetimes, StateKey};
 
 mod values;
 
-use values::{algorithm, any, duration, rate};
+use values::{algorithm, any, duration, rate, size};
 
 /// Variable that holds the state key (base64 of 32 bytes), instead of a file.
 pub const STATE_KEY: &str = "COUNTERSIGN_CA_STATE_KEY";
+
+/// Most that is allocated ahead of the audit log's end.
+const MAX_RESERVE: u64 = 1 << 30;
 
 /// Why the configuration is no good. Each names the flag.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +89,19 @@ pub struct Args {
     /// File of the audit log [default: STATE_DIR/audit.jsonl]
     #[arg(long, env = "COUNTERSIGN_CA_AUDIT_LOG")]
     pub audit_log: Option<PathBuf>,
+    /// Bytes allocated ahead of the audit log's end, so that it has room when others fill the disk (64Mi; 0: none)
+    #[arg(long, env = "COUNTERSIGN_CA_AUDIT_RESERVE", default_value = "64Mi", value_parser = size)]
+    pub audit_reserve: u64,
+    /// Size of the volume that the audit log has for itself: its files and the reserve stay under nine tenths of it, and the log
+    /// goes on in a new file now and then. Without it the file system is the only bound
+    #[arg(long, env = "COUNTERSIGN_CA_AUDIT_MAX", value_parser = size)]
+    pub audit_max: Option<u64>,
+    /// Writes each audit record to standard output too, for whoever collects logs
+    #[arg(long, env = "COUNTERSIGN_CA_AUDIT_STDOUT")]
+    pub audit_stdout: bool,
+    /// When the audit log reaches --audit-max, its oldest file is removed; without this, nothing more is signed
+    #[arg(long, env = "COUNTERSIGN_CA_AUDIT_REMOVE_OLDEST", requires = "audit_max", requires = "audit_stdout")]
+    pub audit_remove_oldest: bool,
     /// Written, whole, once all ports are bound and the CA is ready: JSON with the addresses
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
@@ -206,7 +223,7 @@ pub struct Config {
     pub admin_socket: PathBuf,
     /// Where the public bundle is written; the first is in the state directory.
     pub bundle_files: Vec<PathBuf>,
-    pub audit_log: PathBuf,
+    pub audit: audit::Settings,
     pub ready_file: Option<PathBuf>,
     pub attest: Attestation,
     /// For the API server; without it, the pod's own account.
@@ -257,7 +274,15 @@ impl Config {
             health_listen: args.health_listen,
             admin_socket: args.admin_socket.unwrap_or_else(|| in_state("admin.sock")),
             bundle_files: [Some(in_state(BUNDLE)), args.bundle_file].into_iter().flatten().collect(),
-            audit_log: args.audit_log.unwrap_or_else(|| in_state(AUDIT)),
+            audit: audit::Settings {
+                path: args.audit_log.unwrap_or_else(|| in_state(AUDIT)),
+                bounds: audit::Bounds {
+                    reserve: args.audit_reserve,
+                    max: args.audit_max,
+                    remove_oldest: args.audit_remove_oldest,
+                },
+                copy: args.audit_stdout,
+            },
             ready_file: args.ready_file,
             attest,
             kubeconfig: args.kubeconfig,
@@ -285,7 +310,8 @@ impl Config {
             "publish_bundle": self.publish_bundle,
             "trust_domain": self.trust_domain.as_str(), "own_id": self.own_id.as_str(),
             "listen": self.listen, "health_listen": self.health_listen, "admin_socket": self.admin_socket,
-            "bundle_files": self.bundle_files, "audit_log": self.audit_log, "ready_file": self.ready_file,
+            "bundle_files": self.bundle_files, "audit_log": self.audit.path, "audit_reserve_bytes": self.audit.bounds.reserve, "audit_max_bytes": self.audit.bounds.max,
+            "audit_stdout": self.audit.copy, "audit_remove_oldest": self.audit.bounds.remove_oldest, "ready_file": self.ready_file,
             "attest": self.attest.dump(), "kubeconfig": self.kubeconfig,
             "leaf_ttl_s": seconds(self.terms.default), "max_leaf_ttl_s": seconds(self.terms.max),
             "issuer_ttl_s": seconds(self.lifetimes.issuer), "root_ttl_s": seconds(self.lifetimes.root),
@@ -361,6 +387,15 @@ fn check_bounds(args: &Args) -> Result<(), ConfigError> {
         ("max-watchers", args.max_watchers),
         ("max-token-reviews", args.max_token_reviews),
     ];
+    let (reserve, least) = (args.audit_reserve, args.audit_reserve.saturating_mul(2).max(1 << 20));
+    if reserve > MAX_RESERVE {
+        let problem = format!("more than {MAX_RESERVE} bytes");
+        return Err(ConfigError::Value { flag: "audit-reserve", problem });
+    }
+    if args.audit_max.is_some_and(|max| max < least) {
+        let problem = format!("less than {least} bytes: twice --audit-reserve, and 1Mi");
+        return Err(ConfigError::Value { flag: "audit-max", problem });
+    }
     match counts.iter().find(|(_, count)| !(1..=1_000_000).contains(count)) {
         Some((flag, _)) => Err(ConfigError::Value { flag, problem: "not from 1 to 1000000".to_owned() }),
         None => Ok(()),

@@ -10,6 +10,7 @@ use countersign_credentials::SharedClock;
 use serde_json::{Value, json};
 
 use crate::attest::Jwks;
+use crate::audit::{self, Audit};
 use crate::clock::{millis, rfc3339};
 use crate::metrics::{Facts, Metrics};
 use crate::own::Own;
@@ -22,6 +23,8 @@ pub struct Inside {
     pub state: Arc<State>,
     /// The CA's own SVID.
     pub own: Arc<Own>,
+    /// Where every decision is recorded.
+    pub audit: Audit,
     /// The token issuer's keys, where tokens are verified by them.
     pub jwks: Option<Arc<Jwks>>,
     /// Open streams.
@@ -47,7 +50,8 @@ impl Health for Inside {
             Some(_) => None,
         };
         let drain = self.shutdown.is_cancelled().then_some("shutting down");
-        vec![Check::new("drain", drain), Check::new("credentials", own)]
+        let audit = (!self.audit.facts().writable).then_some("the audit log cannot be written");
+        vec![Check::new("drain", drain), Check::new("credentials", own), Check::new("audit", audit)]
     }
 
     fn metrics(&self) -> Result<String, fmt::Error> {
@@ -59,6 +63,7 @@ impl Health for Inside {
             generation: authority.generation(),
             watchers: self.bundles.open(),
             state_in_step: self.state.problem().is_none(),
+            audit: self.audit.facts(),
             token_keys: self.jwks.as_ref().map(|jwks| (jwks.key_ids().len(), jwks.problem().is_none())),
         })
     }
@@ -95,8 +100,20 @@ impl Inside {
             "token_keys": self.jwks.as_ref().map(|jwks| jwks.key_ids()),
             "token_keys_problem": self.jwks.as_ref().and_then(|jwks| jwks.problem()).map(|problem| problem.to_string()),
             "bundle_watchers": self.bundles.open(),
+            "audit": audit(&self.audit.facts()),
         })
     }
+}
+
+fn audit(facts: &audit::Facts) -> Value {
+    json!({
+        "writable": facts.writable,
+        "copied": facts.copied,
+        "alarm": facts.room.alarm,
+        "room_used": facts.room.used,
+        "reserve_bytes": facts.room.reserve,
+        "checkpoints": facts.checkpoints,
+    })
 }
 
 fn pair(pair: &Pair) -> Value {

@@ -34,6 +34,8 @@ async fn serve() -> anyhow::Result<ExitCode> {
     raise_open_files(config.max_connections.saturating_add(SPARE));
     let drain = config.drain;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // A file that has reached a limit of the system's (ulimit -f) is an error to be told, not a death.
+    let _too_long = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let mut running = run::start(config, system_clock(), log).await?;
     tokio::select! {
         _ = term.recv() => {}

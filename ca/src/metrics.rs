@@ -12,6 +12,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::audit;
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Outcome {
     outcome: &'static str,
@@ -44,6 +46,8 @@ pub struct Facts {
     pub watchers: usize,
     /// False while it is not known that the state in force is the one that is stored.
     pub state_in_step: bool,
+    /// How the audit log is.
+    pub audit: audit::Facts,
     /// Token keys in force, and whether their file is good as it stands; none where tokens are reviewed.
     pub token_keys: Option<(usize, bool)>,
 }
@@ -65,6 +69,11 @@ pub struct Metrics {
     state_in_step: Gauge,
     bundle_writes: Family<Outcome, Counter>,
     bundles_behind: Gauge,
+    audit_writable: Gauge,
+    audit_copied: Gauge,
+    audit_alarm: Gauge,
+    audit_room_used: Seconds,
+    audit_reserve: Gauge,
 }
 
 impl Metrics {
@@ -86,6 +95,11 @@ impl Metrics {
             state_in_step: Gauge::default(),
             bundle_writes: Family::default(),
             bundles_behind: Gauge::default(),
+            audit_writable: Gauge::default(),
+            audit_copied: Gauge::default(),
+            audit_alarm: Gauge::default(),
+            audit_room_used: Gauge::default(),
+            audit_reserve: Gauge::default(),
         };
         metrics.register();
         metrics.begin();
@@ -121,6 +135,16 @@ impl Metrics {
         registry.register("bundle_config_map_writes", help, self.bundle_writes.clone());
         let help = "Namespaces whose ConfigMap is missing or does not hold the roots in force";
         registry.register("bundle_config_maps_behind", help, self.bundles_behind.clone());
+        let help = "1 while audit records reach the disk; while 0, nothing is signed";
+        registry.register("audit_writable", help, self.audit_writable.clone());
+        let help = "1 while audit records reach standard output too, or need not";
+        registry.register("audit_copied", help, self.audit_copied.clone());
+        let help = "1 while the audit log's room is 80% used, or its reserve is not whole";
+        registry.register("audit_alarm", help, self.audit_alarm.clone());
+        let help = "How full the audit log's file system or its own bound is, whichever is fuller";
+        registry.register_with_unit("audit_room_used", help, Unit::Ratios, self.audit_room_used.clone());
+        let help = "Room that is allocated ahead of the audit log's end";
+        registry.register_with_unit("audit_reserve", help, Unit::Bytes, self.audit_reserve.clone());
         let version = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version that runs", version);
     }
@@ -188,6 +212,11 @@ impl Metrics {
         self.generation.set(i64::try_from(facts.generation).unwrap_or(i64::MAX));
         self.watchers.set(count(facts.watchers));
         self.state_in_step.set(i64::from(facts.state_in_step));
+        self.audit_writable.set(i64::from(facts.audit.writable));
+        self.audit_copied.set(i64::from(facts.audit.copied));
+        self.audit_alarm.set(i64::from(facts.audit.room.alarm));
+        self.audit_room_used.set(facts.audit.room.used);
+        self.audit_reserve.set(i64::try_from(facts.audit.room.reserve).unwrap_or(i64::MAX));
         let (keys, good) = facts.token_keys.unwrap_or((0, true));
         self.token_keys.set(count(keys));
         self.token_keys_good.set(i64::from(good));

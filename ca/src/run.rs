@@ -50,6 +50,9 @@ pub enum StartError {
     Bind { flag: &'static str, address: SocketAddr, source: std::io::Error },
 }
 
+/// A disk that does not answer holds up neither start nor end for longer.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// After the API server could not be asked for the state.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -66,6 +69,26 @@ pub struct Running {
     shutdown: CancellationToken,
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
     others: Vec<JoinHandle<()>>,
+    last: LastWord,
+}
+
+/// Signs the audit log as it is: at the start, so that what began is bound at once, and at the end.
+struct LastWord {
+    audit: Audit,
+    own: Arc<Own>,
+    clock: SharedClock,
+}
+
+impl LastWord {
+    /// Whatever comes of it, it was tried: the log has told why not.
+    async fn say(&self) {
+        let own = self.own.subscribe();
+        let signer = own.borrow().as_ref().map(|credentials| Arc::clone(credentials.svid()));
+        if let Some(signer) = signer {
+            let signed = self.audit.checkpoint(&signer, millis(&*self.clock));
+            let _ = tokio::time::timeout(LAST_WORD, signed).await;
+        }
+    }
 }
 
 /// Starts everything. When this returns `Ok`, callers are served.
@@ -103,12 +126,17 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         metrics: Arc::clone(&metrics),
     };
     upkeep.renew().await?;
+    let last = LastWord { audit: audit.clone(), own: Arc::clone(&own), clock: clock.clone() };
+    last.say().await;
 
     let ports = Ports::bind(&config).await?;
     let shutdown = CancellationToken::new();
     let bundles =
         Arc::new(Bundles::new(Arc::clone(&state), clock.clone(), config.max_watchers, shutdown.child_token()));
-    let mut tasks = vec![tokio::spawn(state::follow(Arc::clone(&state), clock.clone()))];
+    let mut tasks = vec![
+        tokio::spawn(state::follow(Arc::clone(&state), clock.clone())),
+        tokio::spawn(audit.clone().keep(own.subscribe(), clock.clone())),
+    ];
     if config.publish_bundle {
         let publisher = Publisher {
             cluster: connector.cluster().await?,
@@ -121,7 +149,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
     let parts = Parts {
         attestor,
         state: Arc::clone(&state),
-        audit,
+        audit: audit.clone(),
         clock: clock.clone(),
         own_id: config.own_id.clone(),
         terms: config.terms,
@@ -131,6 +159,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
     let inside = Arc::new(Inside {
         state,
         own: Arc::clone(&own),
+        audit,
         jwks,
         bundles: Arc::clone(&bundles),
         metrics: Arc::clone(&metrics),
@@ -158,6 +187,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         grpc: tokio::spawn(service.serve(incoming, shutdown.clone().cancelled_owned())),
         others: tasks,
         shutdown,
+        last,
     };
     running.announce(&config)?;
     Ok(running)
@@ -207,7 +237,7 @@ async fn open_state(
         }
     };
     // Only now, when what is there could be read, is the log opened: it is the first file that is written.
-    let audit = Audit::open(&config.audit_log)?;
+    let audit = Audit::start(&config.audit, millis(&**clock)).await?;
     let state = match opened {
         Opened::Found(state) => state,
         Opened::Vacant(vacant) => make_root(config, vacant, &audit, clock).await?,
@@ -310,6 +340,7 @@ impl Running {
     pub async fn shutdown(mut self, limit: Duration) -> bool {
         self.shutdown.cancel();
         let ended = tokio::time::timeout(limit, &mut self.grpc).await.is_ok();
+        self.last.say().await;
         for task in std::mem::take(&mut self.others) {
             task.abort();
             // Cancelled: that is how it ends. Once all are gone the state's lock is free, and the admin socket's file gone.

@@ -155,6 +155,35 @@ fn a_killed_one_comes_back_with_its_root_and_its_log() {
 }
 
 #[test]
+fn audit_records_go_to_standard_output_too_where_that_is_asked_for() {
+    let place = place();
+    let mut child = place.command().arg("--audit-stdout").stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let mut ca = Ca { child, log };
+    ca.wait_for("ready");
+    ca.signal(Signal::TERM);
+    let mut copy = Vec::new();
+    out.read_to_end(&mut copy).unwrap();
+    assert_eq!(ca.exit_code(), Some(0));
+    let written = std::fs::read(place.state().join("audit.jsonl")).unwrap();
+    assert_eq!(String::from_utf8(copy).unwrap(), String::from_utf8(written).unwrap());
+}
+
+#[test]
+fn a_file_size_limit_is_an_error_that_is_told_and_no_death() {
+    let place = place();
+    let mut command = Command::new("sh");
+    // In blocks of 512 bytes: not room for the first records.
+    command.args(["-c", "ulimit -f 1; exec \"$0\" \"$@\""]).arg(env!("CARGO_BIN_EXE_countersign-ca"));
+    command.args(place.command().get_args()).env_clear().stdout(Stdio::null()).stderr(Stdio::piped());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("File too large"), "{}", said(&output));
+    let _whole = place.start();
+}
+
+#[test]
 fn a_wrong_key_ends_the_start_and_touches_nothing() {
     let place = place();
     let mut ca = place.start();

@@ -41,6 +41,9 @@ pub enum Command {
     Check(crate::cluster::check::CheckArgs),
     /// Removes the mesh from a cluster, and proves that nothing is left
     Uninstall(crate::cluster::uninstall::UninstallArgs),
+    /// Looks at the CA
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Looks at certificates
     #[command(subcommand)]
     Identity(IdentityCommand),
@@ -119,6 +122,13 @@ pub struct WhyArgs {
     pub source_ip: std::net::IpAddr,
     #[command(flatten)]
     pub sockets: SocketArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Looks at its audit log
+    #[command(subcommand)]
+    Audit(crate::audit::AuditCommand),
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod args;
+mod audit;
 mod bench;
 mod cluster;
 mod demo;
@@ -23,7 +24,7 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser};
 use serde_json::json;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, CaCommand, Command};
 use crate::output::{Format, Verdict};
 
 fn main() -> ExitCode {
@@ -45,6 +46,7 @@ fn run(args: &Args) -> Result<Verdict> {
         Command::Bench(bench) => bench::run(bench, args.output),
         Command::Status(status) => status::run(status, args.output),
         Command::Explain(explain) => explain::run(explain, args.output),
+        Command::Ca(CaCommand::Audit(audit)) => audit::run(audit, args.output),
         Command::Identity(identity) => identity::run(identity, args.output),
         Command::Install(install) => install::run(install, args.output),
         Command::Inject(inject) => inject::inject(inject, args.output),

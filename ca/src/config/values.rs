@@ -46,3 +46,21 @@ pub(super) fn rate(text: &str) -> Result<Rate, String> {
     let fits = rate.per_second.is_finite() && rate.per_second > 0.0 && rate.per_second <= 1e6 && rate.burst > 0;
     if fits { Ok(rate) } else { Err(bad()) }
 }
+
+/// Bytes, as `64Mi`, in the units of Kubernetes' quantities.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let bad = || format!("{text:?} is not a whole number of bytes with one of the units k, M, G, Ki, Mi, Gi, or none");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let factor: u64 = match &text[digits..] {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return Err(bad()),
+    };
+    let number: u64 = text[..digits].parse().map_err(|_| bad())?;
+    number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too much"))
+}

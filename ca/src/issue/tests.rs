@@ -28,7 +28,7 @@ struct Desk {
 
 fn desk(limits: CallLimits) -> Desk {
     let dir = private_dir();
-    let audit = Audit::open(&dir.path().join("audit.jsonl")).unwrap();
+    let audit = Audit::at(&dir.path().join("audit.jsonl")).unwrap();
     desk_with(dir, limits, audit)
 }
 
@@ -215,6 +215,7 @@ async fn every_outcome_is_counted() {
         generation: 4,
         watchers: 5,
         state_in_step: true,
+        audit: desk.issuance.parts.audit.facts(),
         token_keys: Some((6, true)),
     };
     let text = desk.issuance.parts.metrics.render(facts).unwrap();

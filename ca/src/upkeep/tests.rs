@@ -24,7 +24,7 @@ fn desk() -> Desk {
         state: Arc::new(open(&dir, START)),
         own: Arc::new(own(&hand)),
         jwks: Some(Arc::new(Jwks::open(&dir.path().join("jwks"), rules()).unwrap())),
-        audit: Audit::open(&dir.path().join("audit.jsonl")).unwrap(),
+        audit: Audit::at(&dir.path().join("audit.jsonl")).unwrap(),
         clock: hand.clock(),
         metrics: Arc::new(Metrics::new()),
     };

@@ -77,6 +77,7 @@ impl Desk {
             generation: 1,
             watchers: 0,
             state_in_step: true,
+            audit: crate::audit::Audit::stuck().0.facts(),
             token_keys: None,
         };
         self.metrics.render(facts).unwrap().contains(&format!("countersign_ca_bundle_config_maps_behind {count}\n"))

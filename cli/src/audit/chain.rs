@@ -1,0 +1,102 @@
+//! The hash chain: every record follows the one before. Called by `audit` with each line, in order.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use countersign_api::audit::{CHECKPOINT, FIRST_PREV, MAX_LINE, START, VERSION};
+use serde_json::{Value, json};
+
+use super::signed::{Roots, SignatureError, Signers};
+
+/// Why a line is not the next of the chain.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    #[error("the line is longer than {MAX_LINE} bytes")]
+    TooLong,
+    #[error("it is no record of an audit log (form v{VERSION})")]
+    NoRecord,
+    #[error("a new chain begins here: the one before does not go on")]
+    OtherChain,
+    #[error("record {found} follows record {before}: records between them are missing, or out of order")]
+    Number { before: u64, found: u64 },
+    #[error("it is record 0 and does not begin the chain")]
+    NoBeginning,
+    #[error("it does not hold the hash of the line before: the line before was changed, or this one was")]
+    Hash,
+    #[error("checkpoint: {0}")]
+    Signature(#[from] SignatureError),
+}
+
+/// The last checkpoint.
+pub struct LastCheckpoint {
+    pub n: u64,
+    pub time: String,
+}
+
+/// The chain as far as it was followed.
+pub struct Chain {
+    pub id: Option<String>,
+    pub records: u64,
+    pub first: Option<Value>,
+    pub last: Option<Value>,
+    pub checkpoints: u64,
+    pub last_checkpoint: Option<LastCheckpoint>,
+    /// Records after the last checkpoint.
+    pub unsigned: u64,
+    before: Option<(u64, String)>,
+    signers: Signers,
+}
+
+impl Chain {
+    /// Nothing was read yet. Without `roots`, a checkpoint's certificates are taken as they are.
+    pub fn new(roots: Option<Roots>) -> Self {
+        Self {
+            id: None,
+            records: 0,
+            first: None,
+            last: None,
+            checkpoints: 0,
+            last_checkpoint: None,
+            unsigned: 0,
+            before: None,
+            signers: Signers::new(roots),
+        }
+    }
+
+    /// The next line, without its newline.
+    pub fn take(&mut self, line: &[u8]) -> Result<(), Problem> {
+        if line.len() + 1 > MAX_LINE {
+            return Err(Problem::TooLong);
+        }
+        let record: Value = serde_json::from_slice(line).map_err(|_| Problem::NoRecord)?;
+        let text = |name: &str| record[name].as_str().ok_or(Problem::NoRecord);
+        let (chain, prev, time, event) = (text("chain")?, text("prev")?, text("time")?, text("event")?);
+        let n = record["n"].as_u64().filter(|_| record["v"] == VERSION).ok_or(Problem::NoRecord)?;
+        if self.id.as_deref().is_some_and(|id| id != chain) {
+            return Err(Problem::OtherChain);
+        }
+        match &self.before {
+            Some((before, _)) if n != before + 1 => return Err(Problem::Number { before: *before, found: n }),
+            Some((_, hash)) if hash != prev => return Err(Problem::Hash),
+            None if n == 0 && (prev != FIRST_PREV || event != START) => return Err(Problem::NoBeginning),
+            _ => {}
+        }
+        if event == CHECKPOINT {
+            self.signers.check(&record, chain, n, prev, time)?;
+            self.checkpoints += 1;
+            self.last_checkpoint = Some(LastCheckpoint { n, time: time.to_owned() });
+            self.unsigned = 0;
+        } else {
+            self.unsigned += 1;
+        }
+        let place = json!({ "n": n, "time": time });
+        self.id.get_or_insert_with(|| chain.to_owned());
+        self.first.get_or_insert_with(|| place.clone());
+        self.last = Some(place);
+        self.records += 1;
+        self.before = Some((n, hex(digest(&SHA256, line).as_ref())));
+        Ok(())
+    }
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
