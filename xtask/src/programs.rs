@@ -42,6 +42,7 @@ pub const PROGRAMS: &[Program] = &[
     program("nginx", "nginx", "the unmodified HTTP server", EVERYWHERE),
     program("nft", "nftables", "the tests' judge of the redirect rules", TESTS_AND_CLUSTER),
     program("openssl", "openssl", "a foreign judge of certificates; an app with its own TLS", TESTS_AND_CLUSTER),
+    program("strace", "strace", "killing the CA at each write of its state", TESTS),
     program("redis-server", "redis-server", "a pipelined protocol", TESTS),
     program("redis-benchmark", "redis-tools", "a pipelined protocol", TESTS),
     program("mariadbd", "mariadb-server-core", "a protocol in which the server speaks first", TESTS),
