@@ -5,6 +5,8 @@
 //! socket sees what the process knows: a route must never show a key or a token.
 
 use std::fmt;
+use std::future::ready;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
@@ -29,8 +31,11 @@ pub struct Routes {
 struct Route {
     method: Method,
     path: &'static str,
-    answer: Box<dyn Fn() -> Answer + Send + Sync>,
+    answer: Box<dyn Fn() -> Pending + Send + Sync>,
 }
+
+/// An answer that may take a while.
+type Pending = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// Answers for every path that begins so, by what follows.
 struct Under {
@@ -69,7 +74,25 @@ impl Routes {
         self.with(Method::POST, path, answer)
     }
 
+    /// And this, which does something that takes a while; a body is not read. It runs to its end although the caller goes away.
+    #[must_use]
+    pub fn post_later<F>(mut self, path: &'static str, answer: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let answer = move || -> Pending {
+            let task = tokio::spawn(answer());
+            Box::pin(async move {
+                let failed = |error| http::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"));
+                task.await.unwrap_or_else(failed)
+            })
+        };
+        self.routes.push(Route { method: Method::POST, path, answer: Box::new(answer) });
+        self
+    }
+
     fn with(mut self, method: Method, path: &'static str, answer: impl Fn() -> Answer + Send + Sync + 'static) -> Self {
+        let answer = move || -> Pending { Box::pin(ready(answer())) };
         self.routes.push(Route { method, path, answer: Box::new(answer) });
         self
     }
@@ -88,7 +111,7 @@ impl Routes {
         }
         let here: Vec<&Route> = self.routes.iter().filter(|route| route.path == path).collect();
         match here.iter().find(|route| route.method == *request.method()) {
-            Some(route) => (route.answer)(),
+            Some(route) => (route.answer)().await,
             None if here.is_empty() => self.not_found(),
             None => http::only(&here.iter().map(|route| route.method.as_str()).collect::<Vec<_>>().join(", ")),
         }

@@ -20,3 +20,4 @@ pub mod env;
 pub mod names;
 pub mod ports;
 pub mod probes;
+pub mod report;

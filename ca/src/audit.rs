@@ -70,6 +70,8 @@ pub enum Event {
     Start,
     /// An older file of the log was removed, since there was no room.
     Removed,
+    /// A step of a rotation of the root was taken.
+    Rotation,
 }
 
 /// One record. Absent fields are left out of the line.

@@ -49,6 +49,9 @@ pub enum ConfigError {
 /// The flags as they are typed. Durations are a number and a unit: 90s, 15m, 1h, 30d.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "countersign-ca", version, about = "Countersign's signer: attests pods and issues their SVIDs")]
+#[command(
+    after_help = "`countersign-ca ask` asks the one that runs by its admin socket; see `countersign-ca ask --help`."
+)]
 #[allow(missing_docs)]
 pub struct Args {
     /// Directory of the state: root and issuer (encrypted), audit log, public bundle. Made with mode 0700 if missing.
@@ -244,7 +247,7 @@ impl Config {
         let own_id = SpiffeId::for_service_account(&trust_domain, &args.system_namespace, names::CA_ACCOUNT)
             .map_err(ConfigError::SystemNamespace)?;
         let terms = Terms { default: args.leaf_ttl, max: args.max_leaf_ttl };
-        let lifetimes = Lifetimes { root: args.root_ttl, issuer: args.issuer_ttl };
+        let lifetimes = Lifetimes { root: args.root_ttl, issuer: args.issuer_ttl, leaf: args.leaf_ttl };
         check_lives(terms, lifetimes)?;
         check_bounds(&args)?;
         let attest = attestation(&args)?;

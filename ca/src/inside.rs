@@ -14,6 +14,7 @@ use crate::audit::{self, Audit};
 use crate::clock::{millis, rfc3339};
 use crate::metrics::{Facts, Metrics};
 use crate::own::Own;
+use crate::rotation::{self, RotationError, Rotations, Step};
 use crate::state::{Pair, State, hex};
 use crate::watch::Bundles;
 
@@ -29,6 +30,8 @@ pub struct Inside {
     pub jwks: Option<Arc<Jwks>>,
     /// Open streams.
     pub bundles: Arc<Bundles>,
+    /// How one root takes another's place.
+    pub rotations: Arc<Rotations>,
     /// What was counted.
     pub metrics: Arc<Metrics>,
     /// Wall time.
@@ -73,9 +76,42 @@ impl Inside {
     /// What the admin socket answers.
     pub fn routes(self: &Arc<Self>) -> Routes {
         let (status, dump) = (Arc::clone(self), Arc::clone(self));
-        Routes::new(self.log.clone())
+        let (rotation, report) = (Arc::clone(&self.rotations), Arc::clone(&self.rotations));
+        let routes = Routes::new(self.log.clone())
             .get("/status", move || http::json(&status.status()))
             .get("/config_dump", move || http::json(&dump.config))
+            .get("/rotation", move || http::json(&rotation.status()))
+            .get("/rotation/report", move || match report.report() {
+                Ok(report) => http::json(&report),
+                Err(error) => refused(&error, &Value::Null),
+            });
+        let steps = [
+            ("/rotation/prepare", Step::Prepare, false),
+            ("/rotation/activate", Step::Activate, false),
+            ("/rotation/activate/forced", Step::Activate, true),
+            ("/rotation/retire", Step::Retire, false),
+            ("/rotation/retire/forced", Step::Retire, true),
+            ("/rotation/abort", Step::Abort, false),
+        ];
+        steps.into_iter().fold(routes, |routes, (path, step, forced)| {
+            let rotations = Arc::clone(&self.rotations);
+            routes.post_later(path, move || {
+                let rotations = Arc::clone(&rotations);
+                async move {
+                    match rotations.step(step, forced).await {
+                        Ok(status) => http::json(&status),
+                        Err(error) => {
+                            tracing::warn!(step = step.word(), forced, %error, "a step of a rotation was refused");
+                            let gate = match &error {
+                                RotationError::TooEarly(gate) => rotation::told_gate(gate),
+                                _ => Value::Null,
+                            };
+                            refused(&error, &gate)
+                        }
+                    }
+                }
+            })
+        })
     }
 
     /// What `countersign status` shows.
@@ -101,6 +137,7 @@ impl Inside {
             "token_keys_problem": self.jwks.as_ref().and_then(|jwks| jwks.problem()).map(|problem| problem.to_string()),
             "bundle_watchers": self.bundles.open(),
             "audit": audit(&self.audit.facts()),
+            "rotation": authority.rotation().map(|rotation| rotation.stage().word()),
         })
     }
 }
@@ -114,6 +151,13 @@ fn audit(facts: &audit::Facts) -> Value {
         "reserve_bytes": facts.room.reserve,
         "checkpoints": facts.checkpoints,
     })
+}
+
+/// Not done, and why: told as JSON, since a gate has much to say.
+fn refused(error: &dyn std::error::Error, gate: &Value) -> http::Answer {
+    let mut answer = http::json(&json!({ "refused": error.to_string(), "gate": gate }));
+    *answer.status_mut() = http::StatusCode::CONFLICT;
+    answer
 }
 
 fn pair(pair: &Pair) -> Value {

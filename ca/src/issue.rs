@@ -19,10 +19,12 @@ use crate::audit::{Audit, AuditError, Entry, Event, GRANTED, Recorded, Who};
 use crate::clock::{millis, seconds};
 use crate::csr::{self, CsrError, ProvenKey};
 use crate::grant::{self, Grant, GrantError, Granter, SHORT, Terms, Wish};
+use crate::holders::{Holders, Leaf};
 use crate::limits::{Buckets, Rate};
 use crate::metrics::Metrics;
+use crate::rotation::GRACE;
 use crate::sign::{self, SignError, Signed};
-use crate::state::{Authority, State, hex};
+use crate::state::{Authority, State, StateError, hex, sha256};
 
 /// Why a caller gets nothing.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,20 @@ pub enum Refusal {
     /// Nothing can be granted.
     #[error(transparent)]
     Grant(#[from] GrantError),
+    /// A root is being replaced, and the caller does not follow.
+    #[error(
+        "the caller holds bundle generation {held}, and {needed} is in force: a root is being replaced, and no leaf is renewed \
+         for who does not follow; WatchBundle has the bundle"
+    )]
+    Behind {
+        /// What it says that it holds.
+        held: u64,
+        /// What is in force.
+        needed: u64,
+    },
+    /// The life that was granted is longer than any before, and that could not be stored.
+    #[error("a leaf's life could not be noted in the state: {0}")]
+    State(#[from] StateError),
     /// Our signer failed, or its product did.
     #[error(transparent)]
     Sign(#[from] SignError),
@@ -64,6 +80,8 @@ impl Refusal {
             Self::Attest(error) => error.label(),
             Self::Csr(error) => error.label(),
             Self::Grant(error) => error.label(),
+            Self::Behind { .. } => "bundle_behind",
+            Self::State(_) => "state_unavailable",
             Self::Sign(error) => error.label(),
             Self::Audit(error) => error.label(),
         }
@@ -106,6 +124,8 @@ pub struct Parts {
     pub own_id: SpiffeId,
     /// Lives of leaves.
     pub terms: Terms,
+    /// Who holds what.
+    pub holders: Arc<Holders>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -174,12 +194,47 @@ impl Issuance {
         let uid = caller.pod_uid().to_owned();
         self.callers.take(uid, Instant::now()).map_err(|wait| Refusal::Rate { whose: "pod", wait })?;
         let key = call.key.insert(csr::verify(&request.csr)?);
+        follows(&self.parts.state.authority(), request.bundle_generation, now)?;
         let authority = self.parts.state.authority();
         let wish = Wish { ttl_seconds: request.ttl_seconds, client_time_ms: request.client_time_ms };
         let grant = grant::decide(caller, wish, self.granter(&authority), call.arrived_ms)?;
+        let life = lifetime(&grant, now).as_secs();
+        let authority = self.noting_life(authority, life, now).await?;
         let signed = sign::leaf(&authority, &grant, key.public(), now)?;
         let recorded = self.record_granted(call, &grant, &signed).await?;
+        self.tell_holder(call, &grant, &signed, &authority);
         Ok(answer(call, &signed, &authority, recorded))
+    }
+
+    /// The state knows how long leaves may live: the gates of a rotation wait for as long. A longer life is stored first.
+    async fn noting_life(&self, held: Arc<Authority>, life: u64, now: UnixTime) -> Result<Arc<Authority>, Refusal> {
+        if held.longest_leaf().is_none_or(|longest| life <= longest) {
+            return Ok(held);
+        }
+        let state = &self.parts.state;
+        loop {
+            let draft = state.draft(|current| current.with_longest_leaf(life, now)).map_err(StateError::from)?;
+            state.commit(draft, now).await?;
+            let held = state.authority();
+            if held.longest_leaf().is_none_or(|longest| life <= longest) {
+                return Ok(held);
+            }
+        }
+    }
+
+    /// Who has which leaf from now on.
+    fn tell_holder(&self, call: &Call, grant: &Grant, signed: &Signed, authority: &Authority) {
+        let (Some(caller), Some(key)) = (&call.caller, &call.key) else { return };
+        let leaf = Leaf {
+            key: *key.sha256(),
+            serial: signed.serial().to_owned(),
+            root: sha256(authority.root().certificate()),
+            not_after: grant.not_after().as_secs(),
+            asked_with: call.bundle_generation,
+            report: None,
+        };
+        let (namespace, pod, uid) = (caller.namespace(), caller.pod_name(), caller.pod_uid());
+        self.parts.holders.signed(namespace, pod, uid, grant.id().as_str(), leaf, call.arrived_ms / 1000);
     }
 
     fn granter<'a>(&'a self, authority: &'a Authority) -> Granter<'a> {
@@ -251,6 +306,22 @@ fn who(caller: &Caller) -> Who<'_> {
     }
 }
 
+/// While a root is being replaced no leaf is renewed for who does not follow, so that one life of a leaf later nobody is left who does
+/// not. Who holds nothing yet (0) gets bundle and leaf in one answer. What is under way to the callers is waited for.
+fn follows(authority: &Authority, held: u64, now: UnixTime) -> Result<(), Refusal> {
+    let needed = authority.generation();
+    match authority.under_way() {
+        Some(rotation)
+            if held != 0
+                && held < needed
+                && now.as_secs() >= rotation.passed.first().map_or(0, |first| first.at).saturating_add(GRACE) =>
+        {
+            Err(Refusal::Behind { held, needed })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Nothing leaves without its record.
 fn answer(call: &Call, signed: &Signed, authority: &Authority, _recorded: Recorded) -> IssueSvidResponse {
     IssueSvidResponse {
@@ -266,6 +337,7 @@ pub fn bundle(authority: &Authority) -> TrustBundle {
         trust_domain: authority.trust_domain().as_str().to_owned(),
         generation: authority.generation(),
         roots: authority.bundle().roots().iter().map(|root| root.to_vec()).collect(),
+        signing_root_sha256: sha256(authority.root().certificate()).to_vec(),
     }
 }
 

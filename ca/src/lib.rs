@@ -11,6 +11,9 @@
 pub mod config;
 pub mod run;
 
+// Asked from beside.
+pub mod ask;
+
 // The journey of a CSR, in the order in which it passes.
 pub mod server;
 
@@ -30,6 +33,10 @@ pub mod state;
 
 // The cluster, where there is one: it attests, keeps the state, carries the roots to pods.
 pub mod kubernetes;
+
+// One root takes another's place.
+pub mod holders;
+pub mod rotation;
 
 // What the CA does beside.
 pub mod own;

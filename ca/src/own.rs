@@ -13,7 +13,7 @@ use crate::audit::{Audit, AuditError, Entry, Event, GRANTED};
 use crate::clock::{millis, seconds};
 use crate::grant::{self, GrantError, Granter, Terms};
 use crate::sign::{self, SignError};
-use crate::state::{Authority, hex};
+use crate::state::{Authority, hex, sha256};
 
 /// Why the CA has no SVID. All our own fault.
 #[derive(Debug, thiserror::Error)]
@@ -62,14 +62,17 @@ impl Own {
         self.publish.borrow().as_ref().map(|credentials| credentials.expires_at())
     }
 
-    /// True when half of the leaf's life is over, when there is none, or when the bundle is no longer the one it was made
-    /// under.
+    /// True when half of the leaf's life is over, when there is none, or when bundle or signing root are no longer those it was
+    /// made under.
     pub fn due(&self, authority: &Authority) -> bool {
         let current = self.publish.borrow();
         let Some(credentials) = current.as_ref() else { return true };
         let (begin, end) = (credentials.svid().not_before().as_secs(), credentials.expires_at().as_secs());
         let half = begin + end.saturating_sub(begin) / 2;
-        self.clock.now() >= seconds(half) || credentials.generation() != authority.generation()
+        let root = sha256(authority.root().certificate());
+        self.clock.now() >= seconds(half)
+            || credentials.generation() != authority.generation()
+            || credentials.anchor_sha256() != Some(&root)
     }
 
     /// A new key, a new leaf, recorded and verified, then published.

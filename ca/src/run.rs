@@ -11,6 +11,7 @@ use countersign_admin::{AdminSocket, Log, SocketError};
 use countersign_credentials::{ClientAuth, IncomingLimits, SharedClock, incoming};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -18,13 +19,17 @@ use crate::attest::{Attestor, Jwks, JwksError};
 use crate::audit::{Audit, AuditError, Event, GRANTED, SUPERSEDED};
 use crate::clock::millis;
 use crate::config::{Attestation, Config, KeyFrom};
+use crate::holders::Holders;
 use crate::inside::Inside;
 use crate::issue::{Issuance, Parts};
 use crate::kubernetes::{ConnectError, Connector, KeySecret, Publisher, StateSecret, TokenReviews};
 use crate::metrics::Metrics;
 use crate::own::Own;
+use crate::rotation::Rotations;
 use crate::server::Service;
-use crate::state::{self, DirectoryError, KeySource, Opened, Place, Race, State, StateError, Vacant, write_whole};
+use crate::state::{
+    self, Authority, DirectoryError, KeySource, Opened, Place, Race, State, StateError, Vacant, write_whole,
+};
 use crate::upkeep::{Upkeep, UpkeepError, record_ca};
 use crate::watch::Bundles;
 
@@ -106,15 +111,16 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         Some(_) => Some(answer_while_loading(&config).await?),
         None => None,
     };
-    let (state, audit) = open_state(&config, &connector, &clock).await?;
+    let (state, audit, made) = open_state(&config, &connector, &clock).await?;
     if let Some(loading) = loading {
         loading.abort();
         let _ = loading.await;
     }
-    let bundle_pem = state.authority().bundle_pem();
-    for file in &config.bundle_files {
-        write_whole(file, bundle_pem.as_bytes(), 0o644)?;
-    }
+    let published = state.subscribe();
+    write_bundle(&config.bundle_files, &state.authority())?;
+    // Where replicas share the state nobody knows all holders; where it is ours alone we know those of our own time, or of all time.
+    let since = (!state.is_shared()).then(|| if made { 0 } else { clock.now().as_secs() });
+    let holders = Arc::new(Holders::new(since));
     let metrics = Arc::new(Metrics::new());
     let own = Arc::new(Own::new(config.own_id.clone(), config.terms, clock.clone()));
     let upkeep = Upkeep {
@@ -131,10 +137,20 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
 
     let ports = Ports::bind(&config).await?;
     let shutdown = CancellationToken::new();
-    let bundles =
-        Arc::new(Bundles::new(Arc::clone(&state), clock.clone(), config.max_watchers, shutdown.child_token()));
+    let (most, token) = (config.max_watchers, shutdown.child_token());
+    let bundles = Arc::new(Bundles::new(Arc::clone(&state), Arc::clone(&holders), clock.clone(), most, token));
+    let rotations = Arc::new(Rotations {
+        state: Arc::clone(&state),
+        holders: Arc::clone(&holders),
+        audit: audit.clone(),
+        own: Arc::clone(&own),
+        clock: clock.clone(),
+        max_leaf: config.terms.max,
+    });
     let mut tasks = vec![
         tokio::spawn(state::follow(Arc::clone(&state), clock.clone())),
+        tokio::spawn(keep_bundle(config.bundle_files.clone(), published)),
+        tokio::spawn(Arc::clone(&rotations).run()),
         tokio::spawn(audit.clone().keep(own.subscribe(), clock.clone())),
     ];
     if config.publish_bundle {
@@ -153,6 +169,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         clock: clock.clone(),
         own_id: config.own_id.clone(),
         terms: config.terms,
+        holders,
         metrics: Arc::clone(&metrics),
     };
     let issuance = Arc::new(Issuance::new(parts, config.calls));
@@ -162,6 +179,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         audit,
         jwks,
         bundles: Arc::clone(&bundles),
+        rotations,
         metrics: Arc::clone(&metrics),
         clock,
         config: config.dump(),
@@ -212,11 +230,32 @@ fn counter(metrics: &Arc<Metrics>) -> impl Fn(&'static str) + Send + Sync + use<
     move |reason| metrics.connection_refused(reason)
 }
 
+/// The public bundle, wherever it is wanted.
+fn write_bundle(files: &[PathBuf], authority: &Authority) -> Result<(), DirectoryError> {
+    let pem = authority.bundle_pem();
+    files.iter().try_for_each(|file| write_whole(file, pem.as_bytes(), 0o644))
+}
+
+/// The same after each change, until nothing changes any more. A file that cannot be written is tried again.
+async fn keep_bundle(files: Vec<PathBuf>, mut authority: watch::Receiver<Arc<Authority>>) {
+    while authority.changed().await.is_ok() {
+        loop {
+            let now = Arc::clone(&authority.borrow_and_update());
+            match write_bundle(&files, &now) {
+                Ok(()) => break,
+                Err(error) => tracing::error!(%error, "the public bundle could not be written; trying again"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+/// The state, the log, and whether the state was made just now.
 async fn open_state(
     config: &Config,
     connector: &Connector<'_>,
     clock: &SharedClock,
-) -> Result<(Arc<State>, Audit), StartError> {
+) -> Result<(Arc<State>, Audit, bool), StartError> {
     let key = match &config.state_key {
         KeyFrom::Given(key) => KeySource::Given(key.clone()),
         KeyFrom::Secret(name) => KeySource::Secret(KeySecret::new(connector.cluster().await?, name.clone())),
@@ -238,11 +277,11 @@ async fn open_state(
     };
     // Only now, when what is there could be read, is the log opened: it is the first file that is written.
     let audit = Audit::start(&config.audit, millis(&**clock)).await?;
-    let state = match opened {
-        Opened::Found(state) => state,
-        Opened::Vacant(vacant) => make_root(config, vacant, &audit, clock).await?,
+    let (state, made) = match opened {
+        Opened::Found(state) => (state, false),
+        Opened::Vacant(vacant) => (make_root(config, vacant, &audit, clock).await?, true),
     };
-    Ok((Arc::new(state), audit))
+    Ok((Arc::new(state), audit, made))
 }
 
 async fn place(config: &Config, connector: &Connector<'_>) -> Result<Place, StartError> {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::ca::certificate_authority_server::{CertificateAuthority, CertificateAuthorityServer};
-use countersign_api::ca::{IssueSvidRequest, IssueSvidResponse, TrustBundle, WatchBundleRequest};
+use countersign_api::ca::{
+    HoldingReport, HoldingReportAnswer, IssueSvidRequest, IssueSvidResponse, TrustBundle, WatchBundleRequest,
+};
 use countersign_credentials::{Incoming, PeerInfo, grpc_server};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
@@ -82,10 +84,16 @@ impl CertificateAuthority for Service {
         &self,
         request: Request<WatchBundleRequest>,
     ) -> Result<Response<Self::WatchBundleStream>, Status> {
-        let opened = self.bundles.watch(peer(&request)?.id.as_ref());
+        let opened = self.bundles.watch(peer(&request)?.id.as_ref(), request.get_ref().known_generation);
         self.metrics.watch(opened.as_ref().map_or_else(WatchRefusal::label, |_| "open"));
         let stream = opened.map_err(|refusal| Status::new(watch_code(&refusal), refusal.to_string()))?;
         Ok(Response::new(Box::pin(stream.map(|bundle| bundle.map_err(end)))))
+    }
+
+    async fn report_holding(&self, request: Request<HoldingReport>) -> Result<Response<HoldingReportAnswer>, Status> {
+        let reported = self.bundles.reported(peer(&request)?.id.as_ref(), request.get_ref());
+        reported.map_err(|refusal| Status::new(watch_code(&refusal), refusal.to_string()))?;
+        Ok(Response::new(HoldingReportAnswer {}))
     }
 }
 
@@ -99,9 +107,9 @@ fn code(refusal: &Refusal) -> Code {
         Refusal::Attest(error) if error.is_refusal() => Code::Unauthenticated,
         Refusal::Attest(_) => Code::Unavailable,
         Refusal::Csr(_) | Refusal::Grant(GrantError::TooShort { .. }) => Code::InvalidArgument,
-        Refusal::Grant(GrantError::Skew { .. }) => Code::FailedPrecondition,
+        Refusal::Behind { .. } | Refusal::Grant(GrantError::Skew { .. }) => Code::FailedPrecondition,
         Refusal::Grant(GrantError::Identity(_) | GrantError::Reserved(_)) => Code::PermissionDenied,
-        Refusal::Grant(GrantError::IssuerEnding { .. }) | Refusal::Audit(_) => Code::Unavailable,
+        Refusal::Grant(GrantError::IssuerEnding { .. }) | Refusal::Audit(_) | Refusal::State(_) => Code::Unavailable,
         Refusal::Sign(_) => Code::Internal,
     }
 }

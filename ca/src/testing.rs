@@ -29,7 +29,11 @@ pub const DAY: u64 = 86_400;
 pub const ISSUER: &str = "https://kubernetes.default.svc";
 pub const AUDIENCE: &str = "countersign-ca";
 
-pub const LIVES: Lifetimes = Lifetimes { root: Duration::from_secs(3650 * DAY), issuer: Duration::from_secs(30 * DAY) };
+pub const LIVES: Lifetimes = Lifetimes {
+    root: Duration::from_secs(3650 * DAY),
+    issuer: Duration::from_secs(30 * DAY),
+    leaf: Duration::from_secs(HOUR),
+};
 
 pub fn now() -> UnixTime {
     seconds(START)

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_api::ca::TrustBundle;
+use countersign_api::ca::{HoldingReport, TrustBundle};
 use countersign_credentials::SharedClock;
 use countersign_identity::{TrustDomain, VerifiedId};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::holders::{Connections, Holders, Report};
 use crate::issue::bundle;
 use crate::limits::{Place, Places};
 use crate::state::{Authority, State};
@@ -59,6 +60,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Opens streams; one for the process.
 pub struct Bundles {
     state: Arc<State>,
+    holders: Arc<Holders>,
     clock: SharedClock,
     places: Arc<Places<[u8; 32]>>,
     shutdown: CancellationToken,
@@ -69,8 +71,14 @@ pub type BundleStream = ReceiverStream<Result<TrustBundle, WatchEnd>>;
 
 impl Bundles {
     /// At most `max` streams at once.
-    pub fn new(state: Arc<State>, clock: SharedClock, max: usize, shutdown: CancellationToken) -> Self {
-        Self { state, clock, places: Places::new(max, EACH), shutdown }
+    pub fn new(
+        state: Arc<State>,
+        holders: Arc<Holders>,
+        clock: SharedClock,
+        max: usize,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { state, holders, clock, places: Places::new(max, EACH), shutdown }
     }
 
     /// Streams that are open.
@@ -78,14 +86,11 @@ impl Bundles {
         self.places.held()
     }
 
-    /// A stream for `peer`, the first bundle already in it.
-    pub fn watch(&self, peer: Option<&VerifiedId>) -> Result<BundleStream, WatchRefusal> {
-        let peer = peer.ok_or(WatchRefusal::NoSvid)?;
-        let ours = self.state.authority().trust_domain().clone();
-        if peer.id().trust_domain() != ours {
-            return Err(WatchRefusal::Stranger(ours));
-        }
+    /// A stream for `peer`, the first bundle already in it. `known`: the generation that it has in force.
+    pub fn watch(&self, peer: Option<&VerifiedId>, known: u64) -> Result<BundleStream, WatchRefusal> {
+        let peer = self.member(peer)?;
         let place = self.places.take(*peer.spki_sha256()).ok_or(WatchRefusal::TooMany)?;
+        self.note(peer, known, None);
         // One bundle may wait: a reader that does not read costs no more than that.
         let (send, receive) = mpsc::channel(1);
         let follower = Follower {
@@ -98,6 +103,32 @@ impl Bundles {
         };
         tokio::spawn(follower.run());
         Ok(ReceiverStream::new(receive))
+    }
+}
+
+impl Bundles {
+    /// What the holder of a leaf has in force.
+    pub fn reported(&self, peer: Option<&VerifiedId>, report: &HoldingReport) -> Result<(), WatchRefusal> {
+        let connections = report.connections.as_ref();
+        let connections =
+            connections.map(|count| Connections { open: count.open, good: count.good, failed: count.failed });
+        self.note(self.member(peer)?, report.bundle_generation, connections);
+        Ok(())
+    }
+
+    fn member<'a>(&self, peer: Option<&'a VerifiedId>) -> Result<&'a VerifiedId, WatchRefusal> {
+        let peer = peer.ok_or(WatchRefusal::NoSvid)?;
+        let ours = self.state.authority().trust_domain().clone();
+        if peer.id().trust_domain() != ours {
+            return Err(WatchRefusal::Stranger(ours));
+        }
+        Ok(peer)
+    }
+
+    /// More than is in force nobody can hold.
+    fn note(&self, peer: &VerifiedId, generation: u64, connections: Option<Connections>) {
+        let generation = generation.min(self.state.authority().generation());
+        self.holders.reported(peer, Report { generation, at: self.clock.now().as_secs(), connections });
     }
 }
 
@@ -123,8 +154,9 @@ impl Follower {
         let mut sent = None;
         loop {
             let now = bundle(&self.authority.borrow_and_update());
-            if sent != Some(now.generation) {
-                sent = Some(now.generation);
+            let news = Some((now.generation, now.signing_root_sha256.clone()));
+            if sent != news {
+                sent = news;
                 tokio::select! {
                     _ = self.send.send(Ok(now)) => {}
                     end = ended(&self.clock, self.until, &self.shutdown) => return end,

@@ -41,15 +41,15 @@ pub enum Command {
     Check(crate::cluster::check::CheckArgs),
     /// Removes the mesh from a cluster, and proves that nothing is left
     Uninstall(crate::cluster::uninstall::UninstallArgs),
-    /// Looks at the CA
-    #[command(subcommand)]
-    Ca(CaCommand),
     /// Looks at certificates
     #[command(subcommand)]
     Identity(IdentityCommand),
     /// Looks at rules
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Looks at the CA: its root and how another takes its place, its audit log
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Prints the completion script for a shell
     Completion {
         /// For which shell
@@ -92,6 +92,76 @@ pub struct SocketArgs {
     pub dirs: Vec<PathBuf>,
 }
 
+/// How the CA is reached.
+#[derive(Debug, clap::Args)]
+pub struct RoadArgs {
+    /// The CA's admin socket
+    #[arg(long, value_name = "PATH", default_value = "/run/countersign/ca.sock")]
+    pub socket: PathBuf,
+    /// Through `kubectl exec`, in the cluster that kubectl speaks to
+    #[arg(long, conflicts_with = "socket")]
+    pub kubectl: bool,
+    /// With --kubectl: where the CA is
+    #[arg(long, value_name = "NAME", default_value = countersign_api::names::SYSTEM_NAMESPACE)]
+    pub namespace: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Which root signs, where a rotation is, and who is missing for its next step
+    Status(RoadArgs),
+    /// Begins a rotation: a new root beside the old one, in the bundle; leaves still come from the old
+    Prepare(RoadArgs),
+    /// The new root signs; refused (exit code 1) while somebody is not known to hold it
+    Activate(RoadArgs),
+    /// The old root leaves the bundle; refused (exit code 1) while somebody still stands on it
+    Retire(RoadArgs),
+    /// Back to the old root: at once before the new one has signed, else when nobody stands on the new one any more
+    Abort(RoadArgs),
+    /// All steps, each as soon as it may be taken, and a signed report; goes on where an earlier one was interrupted
+    Rotate(RotateArgs),
+    /// The signed report of the last rotation
+    #[command(subcommand)]
+    Report(ReportCommand),
+    /// Looks at its audit log
+    #[command(subcommand)]
+    Audit(crate::audit::AuditCommand),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RotateArgs {
+    #[command(flatten)]
+    pub road: RoadArgs,
+    /// For a root that is lost or stolen: all steps now, whoever is cut. Says who will be, and asks
+    #[arg(long)]
+    pub emergency: bool,
+    /// With --emergency: the trust domain's name, instead of being asked
+    #[arg(long, value_name = "TRUST_DOMAIN", requires = "emergency")]
+    pub confirm: Option<String>,
+    /// Where the report goes [default: rotation-ID.json]
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ReportCommand {
+    /// Writes it to a file, as the CA knows it now
+    Fetch {
+        #[command(flatten)]
+        road: RoadArgs,
+        /// Where to
+        file: PathBuf,
+    },
+    /// Checks that the CA has signed it; exit code 1 if it has not
+    Verify {
+        /// The report; - for standard input
+        file: PathBuf,
+        /// The CA's public bundle (PEM): who is to be believed
+        #[arg(long, value_name = "FILE")]
+        bundle: Option<PathBuf>,
+    },
+}
+
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
     #[command(flatten)]
@@ -122,13 +192,6 @@ pub struct WhyArgs {
     pub source_ip: std::net::IpAddr,
     #[command(flatten)]
     pub sockets: SocketArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum CaCommand {
-    /// Looks at its audit log
-    #[command(subcommand)]
-    Audit(crate::audit::AuditCommand),
 }
 
 #[derive(Debug, Subcommand)]

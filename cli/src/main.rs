@@ -7,6 +7,7 @@
 mod args;
 mod audit;
 mod bench;
+mod ca;
 mod cluster;
 mod demo;
 mod explain;
@@ -24,7 +25,7 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser};
 use serde_json::json;
 
-use crate::args::{Args, CaCommand, Command};
+use crate::args::{Args, Command};
 use crate::output::{Format, Verdict};
 
 fn main() -> ExitCode {
@@ -46,13 +47,13 @@ fn run(args: &Args) -> Result<Verdict> {
         Command::Bench(bench) => bench::run(bench, args.output),
         Command::Status(status) => status::run(status, args.output),
         Command::Explain(explain) => explain::run(explain, args.output),
-        Command::Ca(CaCommand::Audit(audit)) => audit::run(audit, args.output),
         Command::Identity(identity) => identity::run(identity, args.output),
         Command::Install(install) => install::run(install, args.output),
         Command::Inject(inject) => inject::inject(inject, args.output),
         Command::Uninject(uninject) => inject::uninject(uninject, args.output),
         Command::Check(check) => cluster::check::run(check, args.output),
         Command::Uninstall(uninstall) => cluster::uninstall::run(uninstall, args.output),
+        Command::Ca(command) => ca::run(command, args.output),
         Command::Policy(policy) => policy::run(policy, args.output),
         Command::Completion { shell } => completion(*shell),
         Command::Version => version(args.output),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use countersign_api::{env as names_env, names, ports};
-use countersign_credentials::CaClient;
+use countersign_credentials::{CaClient, Tally};
 use countersign_identity::{SpiffeId, SpiffeIdError, TrustDomain};
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -167,6 +167,7 @@ impl Config {
                 bootstrap: args.bootstrap_bundle,
                 mark: args.mark,
                 ttl: args.svid_ttl,
+                tally: Tally::none(),
             },
             trust_domain,
             listen: args.listen,

@@ -33,7 +33,7 @@ mod window;
 mod testing;
 
 pub use backoff::Backoff;
-pub use ca::{CaClient, LastError, Started, Status, start};
+pub use ca::{CaClient, LastError, Started, Status, Tally, start};
 pub use channel::{ChannelError, ChannelSettings, TlsAs, channel, reason};
 pub use clock::{Clock, SharedClock, SystemClock, system_clock};
 pub use config::{ClientAuth, accept_config, connect_config, connect_config_anonymous};

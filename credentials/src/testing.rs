@@ -151,7 +151,12 @@ pub(crate) fn bundle_of(generation: u64, cas: &[&TestCa]) -> TrustBundle {
 
 pub(crate) fn wire_bundle(trust_domain: &TrustDomain, generation: u64, cas: &[&TestCa]) -> wire::TrustBundle {
     let roots = cas.iter().map(|ca| ca.root().to_vec()).collect();
-    wire::TrustBundle { trust_domain: trust_domain.as_str().to_owned(), generation, roots }
+    wire::TrustBundle {
+        trust_domain: trust_domain.as_str().to_owned(),
+        generation,
+        roots,
+        ..wire::TrustBundle::default()
+    }
 }
 
 pub(crate) fn private(key: &KeyPair) -> PrivateKeyDer<'static> {

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use countersign_api::ca::ConnectionCounts;
 use countersign_identity::SpiffeId;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
@@ -25,7 +26,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::outcome::{Direction, Outcome, Security};
+use crate::outcome::{Blame, Direction, Outcome, Security};
 use labels::{Authz, Bounded, Build, Destination, Domain, End, Handshake, OTHER, Peers, Reason, UNKNOWN, Way};
 
 /// Most pairs of peers counted apart, per direction and kind of security taken together.
@@ -36,6 +37,9 @@ const MAX_RULES: usize = 512;
 const MAX_PLAINTEXT: usize = 256;
 /// Most trust domains shown.
 const MAX_DOMAINS: usize = 64;
+
+/// Results of connections by which open ones are proven anew.
+const AGAIN: [&str; 2] = ["reauthenticated", "reauth_refused"];
 
 /// Every metric of the process; clones share them.
 #[derive(Clone)]
@@ -51,6 +55,9 @@ struct Inner {
     received: Family<Peers, Counter>,
     by_peers: Mutex<HashMap<PeersKey, PeerCounters>>,
     ended: Family<End, Counter>,
+    /// Ends that were nobody's fault but the app's or a rule's, and the others: for the CA's report.
+    good: Counter,
+    failed: Counter,
     reused: Family<Way, Counter>,
     shed: Family<Reason, Counter>,
     authz: Family<Authz, Counter>,
@@ -146,6 +153,8 @@ impl Metrics {
             received: bytes(r, "tcp_received", "Bytes from server to client"),
             by_peers: Mutex::default(),
             ended: family(r, "tcp_connection_ends", "Application connections ended, by how and whose doing"),
+            good: Counter::default(),
+            failed: Counter::default(),
             reused: family(r, "tcp_connections_reused", "Application connections over a kept TLS connection"),
             shed: family(r, "connections_shed", "Connections closed at once because a bound was reached"),
             authz: family(r, "authz_decisions", "Rule decisions; would_deny counts beside allow"),
@@ -199,6 +208,12 @@ impl Metrics {
         counters.received.inc_by(outcome.received);
         let end = End { direction, result: outcome.result, blame: outcome.blame.label() };
         self.0.ended.get_or_create(&end).inc();
+        match outcome.blame {
+            // A second connection, which carries nothing of the app's.
+            _ if AGAIN.contains(&outcome.result) => 0,
+            Blame::Nobody | Blame::App | Blame::Policy => self.0.good.inc(),
+            Blame::Peer | Blame::Us | Blame::ControlPlane => self.0.failed.inc(),
+        };
         if outcome.reused {
             self.0.reused.get_or_create(&Way { direction }).inc();
         }
@@ -236,6 +251,14 @@ impl Metrics {
     #[must_use]
     pub fn open_connections(&self) -> (i64, i64) {
         (self.0.inbound.open.get(), self.0.outbound.open.get())
+    }
+
+    /// Application connections since the start, in both directions: open now, ended well (or by the app, or by a rule), failed.
+    #[must_use]
+    pub fn tally(&self) -> ConnectionCounts {
+        let (inbound, outbound) = self.open_connections();
+        let open = u64::try_from(inbound.saturating_add(outbound)).unwrap_or(0);
+        ConnectionCounts { open, good: self.0.good.get(), failed: self.0.failed.get() }
     }
 
     /// How many idle connections the pool holds, for the pool to say.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use countersign_admin::{Log, health};
 use countersign_api::ports;
-use countersign_credentials::{CaClient, Places, Watch, raise_open_files, system_clock};
+use countersign_credentials::{CaClient, Places, Tally, Watch, raise_open_files, system_clock};
 use hyper::Request;
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
@@ -83,7 +83,7 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
 
     let metrics = Metrics::new();
     let (access_log, writer) = access_log(&config, &metrics)?;
-    let svid = countersign_credentials::start(ca_client(&config), config.id.clone(), system_clock());
+    let svid = countersign_credentials::start(ca_client(&config, &metrics), config.id.clone(), system_clock());
     tokio::spawn(svid.task);
     tokio::spawn(follow_credentials(metrics.clone(), svid.credentials.clone(), svid.status.clone()));
     let (discovery, follow) = Discovery::start(discovery_settings(&config), svid.credentials.clone(), metrics.clone());
@@ -224,7 +224,8 @@ fn own(config: &Config) -> Own {
     Own::new(config.pod.ips.iter().copied(), [ours.inbound, ours.outbound, ours.health, ports::SELF_PROOF])
 }
 
-fn ca_client(config: &Config) -> CaClient {
+fn ca_client(config: &Config, metrics: &Metrics) -> CaClient {
+    let metrics = metrics.clone();
     CaClient {
         trust_domain: config.trust_domain.clone(),
         ca_address: config.ca.address.clone(),
@@ -233,6 +234,7 @@ fn ca_client(config: &Config) -> CaClient {
         bootstrap: config.ca.bootstrap.clone(),
         mark: config.mark,
         ttl: config.ca.ttl,
+        tally: Tally::new(move || metrics.tally()),
     }
 }
 

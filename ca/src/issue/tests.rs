@@ -7,10 +7,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::*;
 use crate::attest::Jwks;
-use crate::state::{Opened, StateKey};
+use crate::state::{Opened, Race, StateKey};
 use crate::testing::{
-    Hand, START, TokenIssuer, claims, csr, domain, first_state, open_state, own_id, p256, private_dir, rsa, rules,
-    write_jwks,
+    HOUR, Hand, LIVES, START, TokenIssuer, claims, csr, domain, first_state, open_state, own_id, p256, private_dir,
+    rsa, rules, write_jwks,
 };
 
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 11));
@@ -44,6 +44,7 @@ fn desk_with(dir: TempDir, limits: CallLimits, audit: Audit) -> Desk {
         clock,
         own_id: own_id(),
         terms: Terms { default: Duration::from_secs(3600), max: Duration::from_secs(86_400) },
+        holders: Arc::new(Holders::new(Some(0))),
         metrics: Arc::new(Metrics::new()),
     };
     Desk { dir, tokens, issuance: Issuance::new(parts, limits) }
@@ -229,4 +230,60 @@ async fn every_outcome_is_counted() {
     ] {
         assert!(text.contains(line), "{line} is missing in {text}");
     }
+}
+
+/// A rotation that was prepared `ago` seconds before now.
+async fn prepare(desk: &Desk, ago: u64) {
+    let (state, at) = (&desk.issuance.parts.state, seconds(START - ago));
+    let draft = state.draft(|held| held.prepared(LIVES, HOUR, at)).unwrap();
+    assert_eq!(state.commit(draft, at).await.unwrap(), Race::Won);
+}
+
+#[tokio::test]
+async fn while_a_root_is_replaced_no_leaf_is_renewed_for_who_does_not_follow() {
+    for (ago, followed) in [(GRACE - 1, true), (GRACE, false)] {
+        let desk = desk(WIDE);
+        let ask = |generation| IssueSvidRequest { bundle_generation: generation, ..desk.request("frontend-1") };
+        desk.ask(ask(1)).await.unwrap();
+        prepare(&desk, ago).await;
+        // Bundle and leaf come in one answer to who holds nothing; and who follows is served.
+        for generation in [0, 2] {
+            let answer = desk.ask(ask(generation)).await.unwrap();
+            assert_eq!(answer.bundle.unwrap().roots.len(), 2);
+        }
+        match desk.ask(ask(1)).await {
+            Ok(_) => assert!(followed),
+            Err(refusal) => {
+                assert!(!followed);
+                assert_eq!(refusal.label(), "bundle_behind");
+                assert_eq!(desk.records().last().unwrap()["outcome"], "bundle_behind");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_life_longer_than_any_before_is_stored_before_it_is_granted() {
+    let desk = desk(WIDE);
+    let state = &desk.issuance.parts.state;
+    assert_eq!(state.authority().longest_leaf(), Some(HOUR));
+    desk.ask(IssueSvidRequest { ttl_seconds: 2 * 3600, ..desk.request("frontend-1") }).await.unwrap();
+    assert_eq!(state.authority().longest_leaf(), Some(2 * HOUR));
+    desk.ask(desk.request("frontend-1")).await.unwrap();
+    assert_eq!(state.authority().longest_leaf(), Some(2 * HOUR), "it never shrinks");
+    // It cannot be stored: it is not granted.
+    std::fs::create_dir(desk.dir.path().join("state/ca.state.tmp")).unwrap();
+    let refusal = desk.ask(IssueSvidRequest { ttl_seconds: 3 * 3600, ..desk.request("frontend-1") }).await;
+    assert_eq!(refusal.unwrap_err().label(), "state_unavailable");
+}
+
+#[tokio::test]
+async fn whoever_gets_a_leaf_is_known_with_it() {
+    let desk = desk(WIDE);
+    desk.ask(desk.request("frontend-1")).await.unwrap();
+    let living = desk.issuance.parts.holders.living(START);
+    assert_eq!((living.len(), living[0].namespace.as_str(), living[0].pod.as_str()), (1, "shop", "frontend-1"));
+    let leaf = living[0].newest().unwrap();
+    assert_eq!(leaf.serial, desk.records().last().unwrap()["serial"]);
+    assert_eq!((leaf.not_after, leaf.asked_with), (START + HOUR, 7));
 }

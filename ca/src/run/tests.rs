@@ -118,6 +118,7 @@ impl Desk {
             bootstrap: self.ca.bundle.clone(),
             mark: None,
             ttl,
+            tally: countersign_credentials::Tally::none(),
         };
         countersign_credentials::start(config, id(account), system_clock())
     }

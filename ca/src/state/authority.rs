@@ -14,6 +14,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::rotation::Rotation;
 use crate::clock::seconds;
 
 /// Why root and issuer cannot be made, or those that were stored cannot be used.
@@ -48,6 +49,8 @@ pub struct Lifetimes {
     pub root: Duration,
     /// The issuer's life; at least three times the longest leaf's, so that renewal at a third left never shortens a leaf.
     pub issuer: Duration,
+    /// The life that leaves get when nothing is asked for.
+    pub leaf: Duration,
 }
 
 /// CA certificates begin this long before they are made: longer than any clock skew that issuance accepts.
@@ -63,25 +66,61 @@ pub struct Pair {
 
 /// Everything that signing needs, and the bundle that verifies it.
 pub struct Authority {
-    trust_domain: TrustDomain,
-    root: Arc<Pair>,
-    issuer: Pair,
+    pub(super) trust_domain: TrustDomain,
+    pub(super) root: Arc<Pair>,
+    pub(super) issuer: Arc<Pair>,
+    /// While a rotation is under way, the root that does not sign.
+    pub(super) second: Option<Arc<Pair>>,
+    pub(super) rotation: Option<Rotation>,
+    longest_leaf: Option<u64>,
     bundles: BundleSet,
     bundle: TrustBundle,
+}
+
+/// What was stored, besides the one root and issuer that there always are.
+#[derive(Default)]
+pub struct Beside<'a> {
+    /// Certificate and key of the root that does not sign.
+    pub second: Option<(&'a [u8], &'a [u8])>,
+    /// The rotation under way, or the last one.
+    pub rotation: Option<Rotation>,
+    /// The longest life that a leaf was ever given, in seconds.
+    pub longest_leaf: Option<u64>,
 }
 
 impl Authority {
     /// A new root with a new issuer, bundle generation 1.
     pub fn create(trust_domain: &TrustDomain, lifetimes: Lifetimes, now: UnixTime) -> Result<Self, AuthorityError> {
         let root = Arc::new(make_root(trust_domain, lifetimes.root, now)?);
-        let issuer = make_issuer(trust_domain, &root, lifetimes.issuer, now)?;
-        Self::assemble(trust_domain, 1, root, issuer, now)
+        let issuer = Arc::new(make_issuer(trust_domain, &root, lifetimes.issuer, now)?);
+        Self::assemble(trust_domain, 1, root, issuer, Held::first(lifetimes), now)
     }
 
     /// The same root and bundle with a new issuer.
     pub fn with_new_issuer(&self, lifetimes: Lifetimes, now: UnixTime) -> Result<Self, AuthorityError> {
-        let issuer = make_issuer(&self.trust_domain, &self.root, lifetimes.issuer, now)?;
-        Self::assemble(&self.trust_domain, self.generation(), Arc::clone(&self.root), issuer, now)
+        let issuer = Arc::new(make_issuer(&self.trust_domain, &self.root, lifetimes.issuer, now)?);
+        Self::assemble(&self.trust_domain, self.generation(), Arc::clone(&self.root), issuer, self.held(), now)
+    }
+
+    /// The same, and leaves may have this life, too.
+    pub fn with_longest_leaf(&self, life: u64, now: UnixTime) -> Result<Self, AuthorityError> {
+        let held = Held { longest_leaf: Some(life.max(self.longest_leaf.unwrap_or(0))), ..self.held() };
+        let (root, issuer) = (Arc::clone(&self.root), Arc::clone(&self.issuer));
+        Self::assemble(&self.trust_domain, self.generation(), root, issuer, held, now)
+    }
+
+    /// Another step of a rotation.
+    pub(super) fn with(
+        &self,
+        root: Arc<Pair>,
+        issuer: Arc<Pair>,
+        second: Option<Arc<Pair>>,
+        generation: u64,
+        rotation: Rotation,
+        now: UnixTime,
+    ) -> Result<Self, AuthorityError> {
+        let held = Held { second, rotation: Some(rotation), longest_leaf: self.longest_leaf };
+        Self::assemble(&self.trust_domain, generation, root, issuer, held, now)
     }
 
     /// From what was stored, with every claim of the stored bytes checked again.
@@ -90,26 +129,43 @@ impl Authority {
         generation: u64,
         root: (&[u8], &[u8]),
         issuer: (&[u8], &[u8]),
+        beside: Beside<'_>,
         now: UnixTime,
     ) -> Result<Self, AuthorityError> {
         let root = Pair::restore("root", root)?;
         let issuer = Pair::restore("issuer", issuer)?;
         check_signed(&issuer.certificate, &root.certificate)?;
-        Self::assemble(trust_domain, generation, Arc::new(root), issuer, now)
+        let second = beside.second.map(|second| Pair::restore("second root", second)).transpose()?.map(Arc::new);
+        let Beside { rotation, longest_leaf, .. } = beside;
+        if second.is_some() != rotation.as_ref().is_some_and(|rotation| rotation.stage().under_way()) {
+            return Err(AuthorityError::Malformed("rotation"));
+        }
+        let held = Held { second, rotation, longest_leaf };
+        Self::assemble(trust_domain, generation, Arc::new(root), Arc::new(issuer), held, now)
+    }
+
+    fn held(&self) -> Held {
+        Held { second: self.second.clone(), rotation: self.rotation.clone(), longest_leaf: self.longest_leaf }
     }
 
     fn assemble(
         trust_domain: &TrustDomain,
         generation: u64,
         root: Arc<Pair>,
-        issuer: Pair,
+        issuer: Arc<Pair>,
+        held: Held,
         now: UnixTime,
     ) -> Result<Self, AuthorityError> {
         let bad = |error: &dyn std::fmt::Display| AuthorityError::Bundle(error.to_string());
-        let roots = vec![root.certificate.clone()];
+        let Held { second, rotation, longest_leaf } = held;
+        let mut roots: Vec<_> =
+            [Some(&root), second.as_ref()].into_iter().flatten().map(|p| p.certificate.clone()).collect();
+        // Always the same order, whichever signs: the same generation must be the same bundle.
+        roots.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
         let bundle = TrustBundle::new(trust_domain.clone(), generation, roots, now).map_err(|e| bad(&e))?;
         let bundles = BundleSet::new(vec![bundle.clone()]).map_err(|e| bad(&e))?;
-        Ok(Self { trust_domain: trust_domain.clone(), root, issuer, bundles, bundle })
+        let trust_domain = trust_domain.clone();
+        Ok(Self { trust_domain, root, issuer, second, rotation, longest_leaf, bundles, bundle })
     }
 
     /// True when a new issuer is due: a third of its life or less is left, and a new one would live longer.
@@ -132,11 +188,23 @@ impl Authority {
         None
     }
 
-    /// The same root, issuer and bundle.
+    /// The same root, issuer and bundle, and the same stage of the same rotation.
     pub fn is_same(&self, other: &Self) -> bool {
         self.generation() == other.generation()
             && self.root.certificate == other.root.certificate
             && self.issuer.certificate == other.issuer.certificate
+            && self.rotation == other.rotation
+            && self.longest_leaf == other.longest_leaf
+    }
+
+    /// The root that does not sign, while a rotation is under way.
+    pub fn second_root(&self) -> Option<&Pair> {
+        self.second.as_deref()
+    }
+
+    /// The longest life that a leaf was ever given, in seconds; `None`: not known, as the state is of a time when it was not kept.
+    pub fn longest_leaf(&self) -> Option<u64> {
+        self.longest_leaf
     }
 
     /// All roots of the bundle as PEM, one after the other.
@@ -172,6 +240,19 @@ impl Authority {
     /// The issuer that signs leaves.
     pub fn issuer(&self) -> &Pair {
         &self.issuer
+    }
+}
+
+/// What an authority holds besides root, issuer and bundle.
+struct Held {
+    second: Option<Arc<Pair>>,
+    rotation: Option<Rotation>,
+    longest_leaf: Option<u64>,
+}
+
+impl Held {
+    fn first(lifetimes: Lifetimes) -> Self {
+        Self { second: None, rotation: None, longest_leaf: Some(lifetimes.leaf.as_secs()) }
     }
 }
 
@@ -235,7 +316,7 @@ impl Pair {
     }
 }
 
-fn make_root(trust_domain: &TrustDomain, life: Duration, now: UnixTime) -> Result<Pair, AuthorityError> {
+pub(super) fn make_root(trust_domain: &TrustDomain, life: Duration, now: UnixTime) -> Result<Pair, AuthorityError> {
     let what = "root";
     let key = new_key(what)?;
     let not_after = end(now, life);
@@ -244,7 +325,12 @@ fn make_root(trust_domain: &TrustDomain, life: Duration, now: UnixTime) -> Resul
     Pair::restore(what, (&certificate, key.serialized_der()))
 }
 
-fn make_issuer(trust_domain: &TrustDomain, root: &Pair, life: Duration, now: UnixTime) -> Result<Pair, AuthorityError> {
+pub(super) fn make_issuer(
+    trust_domain: &TrustDomain,
+    root: &Pair,
+    life: Duration,
+    now: UnixTime,
+) -> Result<Pair, AuthorityError> {
     let what = "issuer";
     let key = new_key(what)?;
     let not_after = end(now, life).min(root.not_after);

@@ -20,15 +20,17 @@ mod directory;
 mod follow;
 mod key;
 mod record;
+mod rotation;
 mod seal;
 #[cfg(test)]
 mod tests;
 
-pub use authority::{Authority, AuthorityError, BACKDATE, Lifetimes, Pair, pem};
+pub use authority::{Authority, AuthorityError, BACKDATE, Beside, Lifetimes, Pair, pem};
 pub(crate) use authority::{date, hex, random_serial, sha256};
 pub use directory::{Directory, DirectoryError, write_whole};
 pub use follow::follow;
 pub use key::{KeyError, StateKey};
+pub use rotation::{Passed, RootName, Rotation, Stage, StepError};
 pub use seal::SealError;
 
 /// Why the state cannot be used. Whatever it is: nothing was written.
@@ -157,6 +159,8 @@ pub struct State {
 /// A state that is not in force yet, and the version that it may be written over.
 pub struct Draft {
     authority: Arc<Authority>,
+    /// What it was made of. In a directory the version tells nothing: there one process writes, and this tells its writes apart.
+    of: Option<Arc<Authority>>,
     over: Version,
 }
 
@@ -206,7 +210,7 @@ impl Vacant {
     /// Makes a root and an issuer; nothing is written yet, so that the audit record can come first.
     pub fn draft(&self, now: UnixTime) -> Result<Draft, StateError> {
         let authority = Authority::create(&self.store.trust_domain, self.store.lifetimes, now)?;
-        Ok(Draft { authority: Arc::new(authority), over: self.over.clone() })
+        Ok(Draft { authority: Arc::new(authority), of: None, over: self.over.clone() })
     }
 
     /// Writes the draft and puts it in force; or what somebody else has put there meanwhile.
@@ -264,14 +268,31 @@ impl State {
             return Ok(None);
         }
         let authority = current.with_new_issuer(self.store.lifetimes, now)?;
-        Ok(Some(Draft { authority: Arc::new(authority), over }))
+        Ok(Some(Draft { authority: Arc::new(authority), of: Some(current), over }))
+    }
+
+    /// Whatever `change` makes of what is in force, as a draft over exactly that; nothing is written yet.
+    pub fn draft<E>(&self, change: impl FnOnce(&Authority) -> Result<Authority, E>) -> Result<Draft, E> {
+        let (current, over) = self.snapshot();
+        Ok(Draft { authority: Arc::new(change(&current)?), of: Some(current), over })
+    }
+
+    /// True if other processes may sign from the same state.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.store.place, Place::Secret(_))
+    }
+
+    /// How long root, issuer and leaves live.
+    pub fn lifetimes(&self) -> Lifetimes {
+        self.store.lifetimes
     }
 
     /// Writes the draft, then puts it in force. On an error the old one stays in both places. If somebody else has written
     /// since the draft was begun, theirs is in force afterwards, and the draft is nothing.
     pub async fn commit(&self, draft: Draft, now: UnixTime) -> Result<Race, StateError> {
         let _turn = self.turn.lock().await;
-        if draft.over != self.snapshot().1 {
+        let (current, over) = self.snapshot();
+        if draft.over != over || draft.of.as_ref().is_some_and(|of| !Arc::ptr_eq(of, &current)) {
             return Ok(Race::Lost);
         }
         match self.store.save(&draft.authority, &draft.over).await {
@@ -341,7 +362,7 @@ impl State {
 impl State {
     /// Any authority as a draft over what is in force.
     pub(crate) fn draft_for_test(&self, authority: Authority) -> Draft {
-        Draft { authority: Arc::new(authority), over: self.snapshot().1 }
+        Draft { authority: Arc::new(authority), of: None, over: self.snapshot().1 }
     }
 }
 

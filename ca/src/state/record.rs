@@ -8,7 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use super::StateError;
-use super::authority::{Authority, Pair};
+use super::authority::{Authority, Beside, Pair};
+use super::rotation::Rotation;
 
 /// The state, version 1.
 #[derive(Serialize, Deserialize)]
@@ -18,6 +19,13 @@ struct Record {
     generation: u64,
     root: Stored,
     issuer: Stored,
+    /// The root that does not sign, while a rotation is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    second: Option<Stored>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rotation: Option<Rotation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    longest_leaf_s: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -39,6 +47,9 @@ pub fn encode(authority: &Authority) -> Result<Zeroizing<Vec<u8>>, StateError> {
         generation: authority.generation(),
         root: stored(authority.root()),
         issuer: stored(authority.issuer()),
+        second: authority.second_root().map(stored),
+        rotation: authority.rotation().cloned(),
+        longest_leaf_s: authority.longest_leaf(),
     };
     let mut out = Zeroizing::new(Vec::with_capacity(ROOM));
     serde_json::to_writer(&mut *out, &record).map_err(|error| StateError::Record(error.to_string()))?;
@@ -52,10 +63,17 @@ pub fn decode(bytes: &[u8], trust_domain: &TrustDomain, now: UnixTime) -> Result
     if record.trust_domain != trust_domain.as_str() {
         return Err(StateError::TrustDomain { stored: record.trust_domain, configured: trust_domain.to_string() });
     }
-    let Record { generation, root, issuer, .. } = record;
-    let root = (root.certificate.0.as_slice(), root.key.0.as_slice());
-    let issuer = (issuer.certificate.0.as_slice(), issuer.key.0.as_slice());
-    Ok(Authority::restore(trust_domain, generation, root, issuer, now)?)
+    let Record { generation, root, issuer, second, rotation, longest_leaf_s, .. } = record;
+    let second = second.as_ref().map(Stored::parts);
+    let beside = Beside { second, rotation, longest_leaf: longest_leaf_s };
+    Ok(Authority::restore(trust_domain, generation, root.parts(), issuer.parts(), beside, now)?)
+}
+
+impl Stored {
+    /// Certificate and key.
+    fn parts(&self) -> (&[u8], &[u8]) {
+        (self.certificate.0.as_slice(), self.key.0.as_slice())
+    }
 }
 
 fn stored(pair: &Pair) -> Stored {

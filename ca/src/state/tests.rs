@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::*;
 use crate::clock::seconds;
-use crate::testing::{DAY, START, at_once, domain, first_state, now, open_state, private_dir};
+use crate::testing::{DAY, LIVES, START, at_once, domain, first_state, now, open_state, private_dir};
 
 fn key(byte: u8) -> StateKey {
     StateKey::from_text("test", &STANDARD.encode([byte; 32])).unwrap()
@@ -125,7 +125,7 @@ fn stored_keys_and_certificates_must_belong_together() {
     let (one, two) = (crate::testing::authority(), crate::testing::authority());
     let pair = |pair: &Pair| (pair.certificate().to_vec(), pair.key_der().to_vec());
     let restore = |root: &(Vec<u8>, Vec<u8>), issuer: &(Vec<u8>, Vec<u8>)| {
-        Authority::restore(&domain(), 1, (&root.0, &root.1), (&issuer.0, &issuer.1), now()).err()
+        Authority::restore(&domain(), 1, (&root.0, &root.1), (&issuer.0, &issuer.1), Beside::default(), now()).err()
     };
     let (root, issuer, other) = (pair(one.root()), pair(one.issuer()), pair(two.issuer()));
     assert!(restore(&root, &issuer).is_none());
@@ -213,7 +213,7 @@ fn the_issuer_is_renewed_when_a_third_is_left_and_the_bundle_stays() {
 
 #[test]
 fn an_issuer_never_outlives_its_root_and_is_not_renewed_for_nothing() {
-    let lives = Lifetimes { root: Duration::from_secs(40 * DAY), issuer: Duration::from_secs(30 * DAY) };
+    let lives = Lifetimes { root: Duration::from_secs(40 * DAY), issuer: Duration::from_secs(30 * DAY), ..LIVES };
     let first = Authority::create(&domain(), lives, now()).unwrap();
     let at = seconds(START + 25 * DAY);
     assert!(first.issuer_due(lives, at));

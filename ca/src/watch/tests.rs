@@ -6,7 +6,7 @@ use crate::attest::Caller;
 use crate::clock::seconds;
 use crate::grant::{self, Granter, Terms, Wish};
 use crate::sign;
-use crate::state::{Opened, StateKey};
+use crate::state::{Beside, Opened, StateKey};
 use crate::testing::{
     DAY, HOUR, Hand, LIVES, START, authority, domain, first_state, open_state, own_id, p256, private_dir,
 };
@@ -27,7 +27,8 @@ fn desk(max: usize) -> Desk {
     let state = Arc::new(first_state(vacant, seconds(START)));
     let hand = Hand::at(START);
     let shutdown = CancellationToken::new();
-    let bundles = Bundles::new(Arc::clone(&state), hand.clock(), max, shutdown.clone());
+    let bundles =
+        Bundles::new(Arc::clone(&state), Arc::new(Holders::new(Some(0))), hand.clock(), max, shutdown.clone());
     Desk { _dir: dir, hand, state, shutdown, bundles }
 }
 
@@ -48,7 +49,7 @@ fn peer(authority: &Authority) -> VerifiedId {
 async fn the_bundle_comes_at_once() {
     let desk = desk(10);
     let authority = desk.state.authority();
-    let mut stream = desk.bundles.watch(Some(&peer(&authority))).unwrap();
+    let mut stream = desk.bundles.watch(Some(&peer(&authority)), 0).unwrap();
     let first = stream.next().await.unwrap().unwrap();
     assert_eq!((first.trust_domain.as_str(), first.generation), ("mesh.test", 1));
     assert_eq!(first.roots, [authority.root().certificate().to_vec()]);
@@ -56,14 +57,14 @@ async fn the_bundle_comes_at_once() {
 
 #[tokio::test]
 async fn without_an_svid_there_is_no_stream() {
-    assert_eq!(desk(10).bundles.watch(None).unwrap_err(), WatchRefusal::NoSvid);
+    assert_eq!(desk(10).bundles.watch(None, 0).unwrap_err(), WatchRefusal::NoSvid);
 }
 
 #[tokio::test]
 async fn an_svid_of_another_trust_domain_gets_no_stream() {
     let other = countersign_identity::TrustDomain::parse("other.test").unwrap();
     let stranger = Authority::create(&other, LIVES, seconds(START)).unwrap();
-    let refused = desk(10).bundles.watch(Some(&peer(&stranger))).unwrap_err();
+    let refused = desk(10).bundles.watch(Some(&peer(&stranger)), 0).unwrap_err();
     assert_eq!(refused, WatchRefusal::Stranger(domain()));
 }
 
@@ -72,23 +73,23 @@ async fn streams_are_bounded_for_one_leaf_and_for_all() {
     let desk = desk(6);
     let authority = desk.state.authority();
     let (one, two) = (peer(&authority), peer(&authority));
-    let held: Vec<_> = (0..10).filter_map(|_| desk.bundles.watch(Some(&one)).ok()).collect();
+    let held: Vec<_> = (0..10).filter_map(|_| desk.bundles.watch(Some(&one), 0).ok()).collect();
     assert_eq!(held.len(), 4);
-    let more: Vec<_> = (0..10).filter_map(|_| desk.bundles.watch(Some(&two)).ok()).collect();
+    let more: Vec<_> = (0..10).filter_map(|_| desk.bundles.watch(Some(&two), 0).ok()).collect();
     assert_eq!(more.len(), 2);
-    assert_eq!(desk.bundles.watch(Some(&peer(&authority))).unwrap_err(), WatchRefusal::TooMany);
+    assert_eq!(desk.bundles.watch(Some(&peer(&authority)), 0).unwrap_err(), WatchRefusal::TooMany);
     drop((held, more));
     // The followers notice that nobody reads any more.
     while desk.bundles.open() > 0 {
         tokio::task::yield_now().await;
     }
-    assert!(desk.bundles.watch(Some(&one)).is_ok());
+    assert!(desk.bundles.watch(Some(&one), 0).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_ends_with_the_leaf_that_opened_it() {
     let desk = desk(10);
-    let mut stream = desk.bundles.watch(Some(&peer(&desk.state.authority()))).unwrap();
+    let mut stream = desk.bundles.watch(Some(&peer(&desk.state.authority())), 0).unwrap();
     stream.next().await.unwrap().unwrap();
     desk.hand.advance(HOUR + 1);
     assert_eq!(stream.next().await.unwrap().unwrap_err(), WatchEnd::Expired);
@@ -99,7 +100,7 @@ async fn a_stream_ends_with_the_leaf_that_opened_it() {
 #[tokio::test]
 async fn shutdown_ends_every_stream() {
     let desk = desk(10);
-    let mut stream = desk.bundles.watch(Some(&peer(&desk.state.authority()))).unwrap();
+    let mut stream = desk.bundles.watch(Some(&peer(&desk.state.authority())), 0).unwrap();
     stream.next().await.unwrap().unwrap();
     desk.shutdown.cancel();
     assert_eq!(stream.next().await.unwrap().unwrap_err(), WatchEnd::Shutdown);
@@ -109,7 +110,7 @@ async fn shutdown_ends_every_stream() {
 async fn a_new_issuer_sends_no_bundle_and_a_new_generation_does() {
     let desk = desk(10);
     let first = desk.state.authority();
-    let mut stream = desk.bundles.watch(Some(&peer(&first))).unwrap();
+    let mut stream = desk.bundles.watch(Some(&peer(&first)), 0).unwrap();
     stream.next().await.unwrap().unwrap();
     let renewed = first.with_new_issuer(LIVES, seconds(START + 1)).unwrap();
     desk.state.commit(desk.state.draft_for_test(renewed), seconds(START)).await.unwrap();
@@ -118,7 +119,9 @@ async fn a_new_issuer_sends_no_bundle_and_a_new_generation_does() {
     let other = authority();
     let pair = |pair: &crate::state::Pair| (pair.certificate().to_vec(), pair.secret_for_test());
     let (root, issuer) = (pair(other.root()), pair(other.issuer()));
-    let next = Authority::restore(&domain(), 2, (&root.0, &root.1), (&issuer.0, &issuer.1), seconds(START)).unwrap();
+    let next =
+        Authority::restore(&domain(), 2, (&root.0, &root.1), (&issuer.0, &issuer.1), Beside::default(), seconds(START))
+            .unwrap();
     desk.state.commit(desk.state.draft_for_test(next), seconds(START)).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap().generation, 2);
 }

@@ -2,7 +2,7 @@
 //!
 //! Called by `main`. It must never print a private key, even where the file holds one.
 
-pub mod chain;
+pub(crate) mod chain;
 mod profile;
 mod show;
 mod verify;

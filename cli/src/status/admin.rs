@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 const LIMIT: Duration = Duration::from_secs(5);
-const MAX_BYTES: usize = 4 * 1024 * 1024;
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// A socket's address holds no more (unix(7)); a longer path is reached through its folder.
 const MAX_PATH: usize = 107;
 
@@ -33,22 +33,32 @@ pub async fn get(socket: &Path, path: &str) -> Result<Option<Value>> {
     }
 }
 
+/// Any `GET` or `POST`: the status code and the body, whatever they are.
+pub async fn call(socket: &Path, post: bool, path: &str, limit: Duration) -> Result<(u16, Bytes)> {
+    let asked = tokio::time::timeout(limit, exchange(socket, post, path));
+    asked.await.map_err(|_| anyhow::anyhow!("no answer within {} s", limit.as_secs()))?
+}
+
 async fn fetch(socket: &Path, path: &str) -> Result<Option<Bytes>> {
+    match exchange(socket, false, path).await? {
+        (404, _) => Ok(None),
+        (200..300, body) => Ok(Some(body)),
+        (code, _) => bail!("{path} was answered with {code}"),
+    }
+}
+
+async fn exchange(socket: &Path, post: bool, path: &str) -> Result<(u16, Bytes)> {
     ensure!(socket.as_os_str().len() <= MAX_PATH, "the socket's path is longer than {MAX_PATH} bytes");
     let stream = UnixStream::connect(socket).await.context("connecting")?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("speaking HTTP")?;
     let driver = tokio::spawn(connection);
-    let request = Request::get(path).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
+    let request = if post { Request::post(path) } else { Request::get(path) };
+    let request = request.header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await.context("asking")?;
-    if response.status() == hyper::StatusCode::NOT_FOUND {
-        return Ok(None);
-    }
-    if !response.status().is_success() {
-        bail!("{path} was answered with {}", response.status());
-    }
+    let code = response.status().as_u16();
     let body = Limited::new(response.into_body(), MAX_BYTES).collect().await;
     driver.abort();
-    Ok(Some(body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?.to_bytes()))
+    Ok((code, body.map_err(|error| anyhow::anyhow!("reading the answer: {error}"))?.to_bytes()))
 }
 
 #[cfg(test)]

@@ -64,6 +64,13 @@ impl CertificateAuthority for FakeCa {
         Ok(Response::new(answer))
     }
 
+    async fn report_holding(
+        &self,
+        _: Request<wire::HoldingReport>,
+    ) -> Result<Response<wire::HoldingReportAnswer>, Status> {
+        Err(Status::unimplemented("a CA of before"))
+    }
+
     async fn watch_bundle(
         &self,
         _: Request<wire::WatchBundleRequest>,
@@ -80,7 +87,12 @@ impl CertificateAuthority for FakeCa {
 
 impl FakeCa {
     fn bundle(&self) -> wire::TrustBundle {
-        wire::TrustBundle { trust_domain: "cluster.local".into(), generation: 1, roots: vec![self.0.root().to_vec()] }
+        wire::TrustBundle {
+            trust_domain: "cluster.local".into(),
+            generation: 1,
+            roots: vec![self.0.root().to_vec()],
+            ..Default::default()
+        }
     }
 
     async fn serve(ca: &Arc<TestCa>) -> SocketAddr {

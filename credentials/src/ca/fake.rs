@@ -47,6 +47,8 @@ pub(crate) struct FakeCa {
     pub(crate) asked: watch::Sender<Vec<Asked>>,
     /// Leaf keys of those who opened the bundle stream, in order.
     pub(crate) followers: watch::Sender<Vec<[u8; 32]>>,
+    /// What holders reported, in order: leaf key, generation of the bundle.
+    pub(crate) reports: watch::Sender<Vec<([u8; 32], u64)>>,
     pub(crate) bundle: watch::Sender<wire::TrustBundle>,
     pub(crate) own: watch::Sender<Option<Arc<Credentials>>>,
     pub(crate) port: u16,
@@ -77,6 +79,7 @@ impl FakeCa {
             manners: Mutex::new(manners),
             asked: watch::Sender::default(),
             followers: watch::Sender::default(),
+            reports: watch::Sender::default(),
             bundle,
             own,
             port,
@@ -95,6 +98,7 @@ impl FakeCa {
             bootstrap: ca.path("roots.pem"),
             mark: None,
             ttl: None,
+            tally: super::Tally::none(),
         };
         (ca, config)
     }
@@ -200,6 +204,17 @@ impl CertificateAuthority for Service {
         let peer = request.extensions().get::<PeerInfo>().unwrap();
         assert!(peer.id.is_none(), "a token attests, not a certificate");
         self.0.issue(request.into_inner()).map(Response::new)
+    }
+
+    async fn report_holding(
+        &self,
+        request: Request<wire::HoldingReport>,
+    ) -> Result<Response<wire::HoldingReportAnswer>, Status> {
+        let peer = request.extensions().get::<PeerInfo>().unwrap().clone();
+        let id = peer.id.ok_or_else(|| Status::unauthenticated("no SVID"))?;
+        let generation = request.get_ref().bundle_generation;
+        self.0.reports.send_modify(|all| all.push((*id.spki_sha256(), generation)));
+        Ok(Response::new(wire::HoldingReportAnswer {}))
     }
 
     async fn watch_bundle(

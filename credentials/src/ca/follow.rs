@@ -9,14 +9,15 @@ use countersign_api::ca as wire;
 use countersign_api::ca::certificate_authority_client::CertificateAuthorityClient;
 use tokio::time::{Instant, timeout};
 use tonic::Streaming;
-use tracing::{info, warn};
+use tonic::transport::Channel;
+use tracing::{debug, info, warn};
 
-use super::CaClient;
 use super::error::CaError;
 use super::issue::{MAX_ANSWER, failed};
 use super::store::Store;
+use super::{CaClient, Tally};
 use crate::Watch;
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, up_to};
 use crate::channel::{ChannelSettings, TlsAs, channel};
 
 const FIRST_DELAY: Duration = Duration::from_millis(250);
@@ -26,6 +27,10 @@ const LONGEST_DELAY: Duration = Duration::from_secs(30);
 const STEADY: Duration = Duration::from_secs(30);
 /// The CA sends the bundle at once.
 const FIRST_MESSAGE: Duration = Duration::from_secs(15);
+/// While a root is being replaced we say so often what we hold.
+const REPORT_EACH: Duration = Duration::from_secs(5);
+/// For one report.
+const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>, mut watch: Watch) {
     let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
@@ -54,7 +59,7 @@ pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>, mut watch: Wat
 /// One stream. Ends well when our SVID was renewed: the connection would end with the old one.
 async fn follow(config: &CaClient, store: &Store, watch: &mut Watch) -> Result<(), CaError> {
     let ours = leaf(watch);
-    let mut stream = open(config, store, watch).await?;
+    let (mut stream, mut reporter) = open(config, store, watch).await?;
     let mut next = first(&mut stream).await?;
     store.following(true, None);
     loop {
@@ -62,11 +67,50 @@ async fn follow(config: &CaClient, store: &Store, watch: &mut Watch) -> Result<(
         next = tokio::select! {
             came = stream.message() => came.map_err(|status| failed(&status))?.ok_or_else(closed)?,
             () = renewed(watch, ours) => return Ok(()),
+            never = reporter.report(store) => match never {},
         };
     }
 }
 
-async fn open(config: &CaClient, store: &Store, watch: &Watch) -> Result<Streaming<wire::TrustBundle>, CaError> {
+/// Tells the CA what we hold, on the connection that shows our leaf: `rotation` of the CA waits for that.
+struct Reporter {
+    client: CertificateAuthorityClient<Channel>,
+    tally: Tally,
+}
+
+impl Reporter {
+    /// At once, and then every few seconds while a root is being replaced. Never ends.
+    async fn report(&mut self, store: &Store) -> std::convert::Infallible {
+        loop {
+            match self.once(store).await {
+                Ok(()) => {}
+                // A CA of before: it counts us by what our requests for SVIDs say.
+                Err(Some(tonic::Code::Unimplemented)) => std::future::pending().await,
+                Err(code) => debug!(?code, "the CA did not take our report; it is told again"),
+            }
+            let again = REPORT_EACH.mul_f64(0.75) + up_to(REPORT_EACH / 2);
+            tokio::time::sleep(again).await;
+            while !store.replacing() {
+                tokio::time::sleep(again).await;
+            }
+        }
+    }
+
+    async fn once(&mut self, store: &Store) -> Result<(), Option<tonic::Code>> {
+        let connections = self.tally.count();
+        let report = wire::HoldingReport { bundle_generation: store.generation(), connections };
+        match timeout(REPORT_LIMIT, self.client.report_holding(report)).await {
+            Ok(answer) => answer.map(drop).map_err(|status| Some(status.code())),
+            Err(_) => Err(None),
+        }
+    }
+}
+
+async fn open(
+    config: &CaClient,
+    store: &Store,
+    watch: &Watch,
+) -> Result<(Streaming<wire::TrustBundle>, Reporter), CaError> {
     let channel = channel(ChannelSettings {
         address: config.ca_address.clone(),
         expected: config.ca_id.clone(),
@@ -76,7 +120,10 @@ async fn open(config: &CaClient, store: &Store, watch: &Watch) -> Result<Streami
     let mut client = CertificateAuthorityClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     let request = wire::WatchBundleRequest { known_generation: store.generation() };
     match timeout(FIRST_MESSAGE, client.watch_bundle(request)).await {
-        Ok(answer) => Ok(answer.map_err(|status| failed(&status))?.into_inner()),
+        Ok(answer) => {
+            let stream = answer.map_err(|status| failed(&status))?.into_inner();
+            Ok((stream, Reporter { client, tally: config.tally.clone() }))
+        }
         Err(_) => Err(CaError::Timeout(FIRST_MESSAGE.as_secs())),
     }
 }
@@ -90,9 +137,14 @@ async fn first(stream: &mut Streaming<wire::TrustBundle>) -> Result<wire::TrustB
 
 fn take(store: &Store, came: wire::TrustBundle) {
     let generation = came.generation;
+    let signing_root = came.signing_root_sha256.clone();
     match store.take_bundle(came) {
-        Ok(true) => info!(generation, "new trust bundle in force"),
-        Ok(false) => {}
+        Ok(new) => {
+            if new {
+                info!(generation, "new trust bundle in force");
+            }
+            store.signs_under(&signing_root);
+        }
         Err(error) => warn!(%error, label = error.label(), "trust bundle refused; the last good one stays in force"),
     }
 }

@@ -22,6 +22,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_api::ca::ConnectionCounts;
 use countersign_identity::{SpiffeId, TrustDomain};
 use tokio::sync::watch;
 
@@ -46,6 +47,35 @@ pub struct CaClient {
     pub mark: Option<u32>,
     /// Wanted lifetime; `None` = the CA's default.
     pub ttl: Option<Duration>,
+    /// What the CA is told of our connections, for the report of a rotation.
+    pub tally: Tally,
+}
+
+/// Counts the connections that its holder carries, now; nothing where it carries none.
+#[derive(Clone)]
+pub struct Tally(Arc<dyn Fn() -> Option<ConnectionCounts> + Send + Sync>);
+
+impl Tally {
+    /// Asked at each report, some seconds apart.
+    pub fn new(count: impl Fn() -> ConnectionCounts + Send + Sync + 'static) -> Self {
+        Self(Arc::new(move || Some(count())))
+    }
+
+    /// For who carries no connections of others.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(Arc::new(|| None))
+    }
+
+    fn count(&self) -> Option<ConnectionCounts> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tally")
+    }
 }
 
 /// What [`start`] gives.

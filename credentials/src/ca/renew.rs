@@ -25,6 +25,8 @@ const JITTER: f64 = 0.1;
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// When a bundle drops our root, all who lost it renew within this time, not in the same instant.
 const SPREAD: Duration = Duration::from_secs(1);
+/// When the CA signs under another root all renew within this time, or an eighth of what is left.
+const REPLACED_SPREAD: Duration = Duration::from_secs(60);
 /// The wall clock is asked at least so often: it may be set, or the machine may have slept.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
@@ -55,7 +57,7 @@ pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>) {
 async fn obtain(config: &CaClient, store: &Store, failures: u32) -> Result<Arc<Credentials>, CaError> {
     let bundles = who_vouches_for_the_ca(config, store, failures).await?;
     let token = token::read(&config.token_file).await?;
-    let issued = issue::ask(config, bundles, token, store.generation(), &store.clock).await?;
+    let issued = issue::ask(config, bundles, token, store.asking_generation(), &store.clock).await?;
     store.take_svid(issued.svid, issued.bundle)
 }
 
@@ -72,13 +74,20 @@ async fn who_vouches_for_the_ca(config: &CaClient, store: &Store, failures: u32)
     }
 }
 
-/// Until the renewal is due, or until a bundle came under which our SVID is worth nothing.
+/// Until the renewal is due, or until a bundle came under which our SVID is worth nothing, or until the CA signs under another root.
 async fn wait(store: &Store, due: UnixTime) {
     tokio::select! {
         () = until(&store.clock, due) => {}
         () = store.distrusted() => {
             warn!("the new trust bundle does not vouch for our own SVID: renewing at once");
             tokio::time::sleep(up_to(SPREAD)).await;
+        }
+        () = store.superseded() => {
+            let left = store.credentials().map_or(Duration::ZERO, |held| left(&held, &store.clock));
+            let spread = REPLACED_SPREAD.min(left / 8);
+            info!(within_s = spread.as_secs(), "the CA signs under another root now: renewing soon");
+            // At least a second: replicas of the CA that do not agree yet must not make us ask without a pause.
+            tokio::time::sleep(SHORTEST_WAIT + up_to(spread)).await;
         }
     }
 }

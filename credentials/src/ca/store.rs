@@ -29,6 +29,9 @@ pub(super) struct Store {
     credentials: watch::Sender<Option<Arc<Credentials>>>,
     status: watch::Sender<Status>,
     renew_now: Notify,
+    /// The root that the CA was last told to sign under; all zero before the first word of it.
+    signing_root: Mutex<[u8; 32]>,
+    renew_soon: Notify,
 }
 
 impl Store {
@@ -40,7 +43,10 @@ impl Store {
         let (credentials, published) = watch::channel(None);
         let (status, told) = watch::channel(Status::default());
         let bundle = Mutex::new(None);
-        let store = Self { trust_domain, expected, clock, bundle, credentials, status, renew_now: Notify::new() };
+        let (renew_now, renew_soon) = (Notify::new(), Notify::new());
+        let signing_root = Mutex::new([0; 32]);
+        let store =
+            Self { trust_domain, expected, clock, bundle, credentials, status, renew_now, signing_root, renew_soon };
         (store, published, told)
     }
 
@@ -56,6 +62,44 @@ impl Store {
     /// Generation of the bundle in force; 0 before the first.
     pub(super) fn generation(&self) -> u64 {
         self.held().as_ref().map_or(0, TrustBundle::generation)
+    }
+
+    /// What an SVID is asked for with: 0 too once our own has ended. The stream of bundles is then closed to us, and the CA gives us the
+    /// newest with the next SVID.
+    pub(super) fn asking_generation(&self) -> u64 {
+        if self.credentials().is_some_and(|credentials| credentials.expired()) { 0 } else { self.generation() }
+    }
+
+    /// Whether a root is being replaced: two or more are in force.
+    pub(super) fn replacing(&self) -> bool {
+        self.held().as_ref().is_some_and(|bundle| bundle.roots().len() > 1)
+    }
+
+    /// The CA says under which root it signs now. If our SVID stands on another, it is renewed soon: that root is to go.
+    pub(super) fn signs_under(&self, root: &[u8]) {
+        let Ok(root) = <[u8; 32]>::try_from(root) else { return }; // a CA of before does not say
+        *self.signing_root.lock().unwrap_or_else(PoisonError::into_inner) = root;
+        if self.is_superseded() {
+            self.renew_soon.notify_one();
+        }
+    }
+
+    /// Our SVID stands on a root under which the CA signs no longer.
+    fn is_superseded(&self) -> bool {
+        let root = *self.signing_root.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.held().as_ref().is_some_and(|bundle| bundle.contains_root(&root));
+        let ours = self.credentials().and_then(|credentials| credentials.anchor_sha256().copied());
+        known && ours.is_some_and(|ours| ours != root)
+    }
+
+    /// Returns when the CA signs under another root than the one that our SVID stands on.
+    pub(super) async fn superseded(&self) {
+        loop {
+            self.renew_soon.notified().await;
+            if self.is_superseded() {
+                return;
+            }
+        }
     }
 
     pub(super) fn credentials(&self) -> Option<Arc<Credentials>> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_api::ca as wire;
 use tokio::task::JoinHandle;
 use tonic::Status as Refusal;
 
@@ -390,4 +391,63 @@ async fn neither_status_nor_errors_show_the_token() {
     let shown = format!("{shown} {status:?} {:?}", client.ca.asked.borrow().len());
     assert!(!shown.contains("secret"), "{shown}");
     assert_eq!(client.ca.asked.borrow()[0].token, "eyJ.secret.token");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_new_bundle_is_reported_once_it_is_in_force_and_again_while_a_root_is_being_replaced() {
+    let mut client = Client::settled().await;
+    let (old, next) = (client.ca.signer(), TestCa::new("cluster.local"));
+    let mut reports = client.ca.reports.subscribe();
+    let leaf = client.now().svid().spki_sha256();
+    let said = |all: &Vec<([u8; 32], u64)>, generation| all.iter().filter(|one| **one == (leaf, generation)).count();
+    soon(reports.wait_for(|all| said(all, 1) >= 1)).await.unwrap();
+    client.ca.publish(2, &[&old, &next]);
+    client.published(|held| held.generation() == 2).await;
+    for times in 1..4 {
+        soon(reports.wait_for(|all| said(all, 2) >= times)).await.unwrap();
+        advance(Duration::from_secs(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_ca_signs_under_another_root_our_svid_is_renewed_soon() {
+    let mut client = Client::settled().await;
+    let (first, old) = (client.now(), client.ca.signer());
+    let next = client.ca.rotate();
+    let signing = first.bundles().get(&first.id().trust_domain()).unwrap().root_sha256s().next().unwrap().to_vec();
+    let told = |signing_root_sha256: Vec<u8>| wire::TrustBundle {
+        signing_root_sha256,
+        ..crate::testing::wire_bundle(&old.trust_domain, 2, &[&old, &next])
+    };
+    client.ca.bundle.send_replace(told(signing.clone()));
+    let both = client.published(|held| held.generation() == 2).await;
+    assert!(Arc::ptr_eq(first.svid(), both.svid()), "the old root signs on: nothing to do");
+    let bundle = both.bundles().get(&first.id().trust_domain()).unwrap();
+    let other = bundle.root_sha256s().find(|root| root[..] != signing[..]).unwrap().to_vec();
+    client.ca.bundle.send_replace(told(other));
+    // A minute and a second at the most; half of the life would be half an hour.
+    for _ in 0..7 {
+        advance(Duration::from_secs(10)).await;
+    }
+    let renewed = client.published(|held| held.svid().serial() != first.svid().serial()).await;
+    assert_ne!(renewed.anchor_sha256(), first.anchor_sha256());
+    assert!(client.now().expires_at() > first.expires_at());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_an_ended_svid_says_that_it_holds_nothing() {
+    let mut client = Client::settled().await;
+    client.ca.refuse(Some(Refusal::failed_precondition("follow the bundle")));
+    let mut asked = client.ca.asked.subscribe();
+    let of_old = |all: &Vec<super::fake::Asked>| all.len() > 1 && all.last().is_some_and(|one| one.generation == 1);
+    for _ in 0..70 {
+        advance(Duration::from_secs(30)).await;
+    }
+    soon(asked.wait_for(of_old)).await.unwrap();
+    for _ in 0..70 {
+        advance(Duration::from_secs(30)).await;
+    }
+    assert!(client.now().expired());
+    soon(asked.wait_for(|all| all.last().is_some_and(|one| one.generation == 0))).await.unwrap();
+    client.told(|status| status.failures_in_a_row > 1).await;
 }

@@ -338,6 +338,13 @@ impl CertificateAuthority for Chatty {
         Err(Status::unimplemented("not here"))
     }
 
+    async fn report_holding(
+        &self,
+        _: tonic::Request<wire::HoldingReport>,
+    ) -> Result<tonic::Response<wire::HoldingReportAnswer>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn watch_bundle(
         &self,
         _: tonic::Request<wire::WatchBundleRequest>,
@@ -347,7 +354,7 @@ impl CertificateAuthority for Chatty {
         tokio::spawn(async move {
             for generation in 1..=MANY {
                 let trust_domain = "of the size of an answer to a lookup, or thereabouts".to_owned();
-                let message = wire::TrustBundle { trust_domain, generation, roots: Vec::new() };
+                let message = wire::TrustBundle { trust_domain, generation, ..wire::TrustBundle::default() };
                 if send.send(Ok(message)).await.is_err() {
                     break;
                 }

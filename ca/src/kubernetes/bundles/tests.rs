@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::super::head_limit;
 use super::super::testing::{ApiServer, Fault};
 use super::*;
-use crate::state::{KeySource, Opened, Place, StateKey};
+use crate::state::{Beside, KeySource, Opened, Place, StateKey};
 use crate::testing::{Hand, LIVES, START, domain, first_state, now, private_dir};
 
 const OWN: &str = "countersign-system";
@@ -89,8 +89,15 @@ impl Desk {
         let pair = |pair: &crate::state::Pair| (pair.certificate().to_vec(), pair.secret_for_test());
         let (root, issuer) = (pair(other.root()), pair(other.issuer()));
         let generation = self.state.authority().generation() + 1;
-        let next =
-            Authority::restore(&domain(), generation, (&root.0, &root.1), (&issuer.0, &issuer.1), now()).unwrap();
+        let next = Authority::restore(
+            &domain(),
+            generation,
+            (&root.0, &root.1),
+            (&issuer.0, &issuer.1),
+            Beside::default(),
+            now(),
+        )
+        .unwrap();
         self.state.commit(self.state.draft_for_test(next), now()).await.unwrap();
     }
 }

@@ -9,7 +9,7 @@ use super::super::head_limit;
 use super::super::testing::{ApiServer, Fault};
 use super::*;
 use crate::clock::seconds;
-use crate::state::{Authority, KeySource, Opened, Place, Race, State, StateError, follow, open};
+use crate::state::{Authority, Beside, KeySource, Opened, Place, Race, State, StateError, follow, open};
 use crate::testing::{DAY, Hand, LIVES, START, domain, now};
 
 const NAMESPACE: &str = "countersign-system";
@@ -255,7 +255,9 @@ async fn no_error_shows_what_a_secret_holds() {
 async fn store(server: &ApiServer, generation: u64, of: &Authority) {
     let pair = |pair: &crate::state::Pair| (pair.certificate().to_vec(), pair.secret_for_test());
     let (root, issuer) = (pair(of.root()), pair(of.issuer()));
-    let next = Authority::restore(&domain(), generation, (&root.0, &root.1), (&issuer.0, &issuer.1), now()).unwrap();
+    let next =
+        Authority::restore(&domain(), generation, (&root.0, &root.1), (&issuer.0, &issuer.1), Beside::default(), now())
+            .unwrap();
     let (writer, _) = replica(server).await;
     let draft = writer.draft_for_test(next);
     assert_eq!(writer.commit(draft, now()).await.unwrap(), Race::Won);

@@ -19,6 +19,7 @@ mod openmetrics;
 mod pool;
 mod probes;
 mod proof;
+mod rotation;
 mod rules;
 mod stage;
 mod talk;
@@ -34,6 +35,13 @@ fn main() -> std::process::ExitCode {
 
 const TESTS: &[(&str, Test)] = &[
     // First those that wait longest.
+    ("a_root_is_replaced_under_load_and_no_connection_fails_and_the_report_proves_it", rotation::in_turn),
+    (
+        "a_step_too_early_is_refused_naming_who_is_missing_and_a_frozen_sidecar_holds_it_up_for_a_leafs_life",
+        rotation::too_early,
+    ),
+    ("a_rotation_goes_on_where_it_was_when_the_ca_is_killed_and_can_be_given_up", rotation::ca_killed),
+    ("in_an_emergency_the_old_root_goes_at_once_and_only_when_confirmed", rotation::emergency),
     ("renewals_fail_no_connection_old_or_new_and_the_old_links_are_not_used_again", credentials::renewals),
     ("a_connection_ends_with_the_certificates_of_the_side_that_cannot_renew", credentials::one_side_cannot),
     ("without_the_ca_traffic_ends_with_the_svid_and_comes_back_with_the_ca", credentials::ca_away),

@@ -44,6 +44,12 @@ impl Stage {
         Self::with(inside, Settings::default(), args)
     }
 
+    /// The CA gets these further arguments.
+    pub fn with_ca_args(inside: &Inside, args: &[&str]) -> Result<Self> {
+        let ca_args = args.iter().map(ToString::to_string).collect();
+        Self::with(inside, Settings { ca_args, ..Settings::default() }, &[])
+    }
+
     pub fn of_domain(inside: &Inside, trust_domain: &str) -> Result<Self> {
         Self::with(inside, Settings { trust_domain: trust_domain.into(), ..Settings::default() }, &[])
     }

@@ -1,0 +1,293 @@
+//! The operator's half of a rotation: a step is asked for on the admin socket, its gate is looked at, it is recorded, stored, and in force. Called
+//! by `inside` for the routes, and run by `run` as one task that notes when a new bundle is held by all.
+//!
+//! It must never take a step whose gate is shut, but when it is forced; and never one that is not stored. What stage comes after which is
+//! `state::rotation`'s.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_credentials::SharedClock;
+use serde_json::{Value, json};
+
+mod gate;
+mod report;
+
+pub use gate::{GRACE, Gate, Missing, PROPAGATION, View, gate};
+pub use report::ReportError;
+
+use crate::audit::{Audit, AuditError, Entry, Event, GRANTED, SUPERSEDED};
+use crate::clock::{millis, rfc3339};
+use crate::holders::Holders;
+use crate::own::Own;
+use crate::state::{Authority, Passed, Race, Rotation, Stage, State, StateError, StepError, hex, sha256};
+
+/// How often it is looked whether the bundle is held by all.
+const LOOK: Duration = Duration::from_secs(1);
+/// After a failure.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// So often a step is begun anew when the state changed under it.
+const TRIES: usize = 5;
+
+/// A step that somebody asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A new root beside the old one.
+    Prepare,
+    /// The new root signs.
+    Activate,
+    /// The root that does not sign goes.
+    Retire,
+    /// Back to the old root.
+    Abort,
+}
+
+impl Step {
+    /// The path under which it is asked for.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Activate => "activate",
+            Self::Retire => "retire",
+            Self::Abort => "abort",
+        }
+    }
+}
+
+/// Why a step was not taken. What was in force stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum RotationError {
+    /// It does not follow on the stage that there is.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// Its gate is shut.
+    #[error("{} is too early: {}", .0.step, reasons(.0))]
+    TooEarly(Box<Gate>),
+    /// It could not be recorded.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// It could not be stored.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Others change the state all the time.
+    #[error("the state changed each time that it was to be written; try again")]
+    Busy,
+}
+
+fn reasons(gate: &Gate) -> String {
+    let missing = gate.holders - gate.ready;
+    let first = (missing > 0).then(|| format!("{missing} of {} holders of a leaf have not reported", gate.holders));
+    first.into_iter().chain(gate.waits.iter().cloned()).collect::<Vec<_>>().join("; ")
+}
+
+/// What it works with; one for the process.
+pub struct Rotations {
+    /// The two roots, and the stage.
+    pub state: Arc<State>,
+    /// Who holds what.
+    pub holders: Arc<Holders>,
+    /// Where every step is recorded.
+    pub audit: Audit,
+    /// What reports are signed with.
+    pub own: Arc<Own>,
+    /// Wall time.
+    pub clock: SharedClock,
+    /// The longest life that a leaf may have, where the state does not say what was given.
+    pub max_leaf: Duration,
+}
+
+impl Rotations {
+    /// Notes when a new bundle is held by all. Never ends.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let pause = match self.note_distributed().await {
+                Ok(()) => LOOK,
+                Err(error) => {
+                    tracing::error!(%error, "that the new bundle is held by all could not be stored; trying again");
+                    AFTER_FAILURE
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn note_distributed(&self) -> Result<(), RotationError> {
+        let authority = self.state.authority();
+        let prepared = authority.under_way().is_some_and(|rotation| rotation.stage() == Stage::Prepared);
+        if !prepared || !self.gate(&authority).is_some_and(|gate| gate.open) {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let draft = self.state.draft(|current| current.distributed(now))?;
+        if self.state.commit(draft, now).await? == Race::Won {
+            tracing::info!(generation = authority.generation(), "the new trust bundle is held by all");
+        }
+        Ok(())
+    }
+
+    /// Takes a step, and says where that leads. `forced`: whoever is missing.
+    pub async fn step(&self, step: Step, forced: bool) -> Result<Value, RotationError> {
+        for _ in 0..TRIES {
+            let now = self.clock.now();
+            let draft = self.state.draft(|current| self.next(current, step, forced))?;
+            let made = draft.authority();
+            self.record(step, &made, GRANTED).await?;
+            if self.state.commit(draft, now).await? == Race::Won {
+                if step == Step::Prepare {
+                    self.holders.begin_count();
+                }
+                let rotation = made.rotation();
+                let stage = rotation.map_or("none", |rotation| rotation.stage().word());
+                let (id, signs) = (rotation.map(|rotation| rotation.id.as_str()), made.root().serial());
+                let generation = made.generation();
+                tracing::warn!(
+                    step = step.word(),
+                    stage,
+                    id,
+                    forced,
+                    signs,
+                    generation,
+                    "a step of a rotation of the root"
+                );
+                return Ok(self.status());
+            }
+            self.record(step, &made, SUPERSEDED).await?;
+        }
+        Err(RotationError::Busy)
+    }
+
+    fn next(&self, current: &Authority, step: Step, forced: bool) -> Result<Authority, RotationError> {
+        let (now, lifetimes) = (self.clock.now(), self.state.lifetimes());
+        let gate = self.gate(current).filter(|gate| gate.step == step.word());
+        let shut = gate.filter(|gate| !gate.open);
+        Ok(match step {
+            Step::Prepare => {
+                let life = current.longest_leaf().unwrap_or(self.max_leaf.as_secs());
+                current.prepared(lifetimes, life, now)?
+            }
+            Step::Activate => self.through(shut, forced, |forced| current.activated(lifetimes, forced, now))?,
+            Step::Retire => self.through(shut, forced, |forced| current.retired(forced, now))?,
+            Step::Abort => current.aborted(lifetimes, now)?,
+        })
+    }
+
+    /// Forced only where the gate is shut, so that the report says what was.
+    fn through(
+        &self,
+        shut: Option<Gate>,
+        forced: bool,
+        take: impl FnOnce(bool) -> Result<Authority, StepError>,
+    ) -> Result<Authority, RotationError> {
+        match shut {
+            Some(gate) if !forced => Err(RotationError::TooEarly(Box::new(gate))),
+            shut => Ok(take(shut.is_some())?),
+        }
+    }
+
+    /// The gate before the next step of the rotation under way.
+    pub fn gate(&self, authority: &Authority) -> Option<Gate> {
+        let now = self.clock.now().as_secs();
+        gate(View {
+            rotation: authority.under_way()?,
+            second_root: sha256(authority.second_root()?.certificate()),
+            holders: &self.holders.living(now),
+            complete_since: self.holders.complete_since(),
+            last_report: self.holders.last_report(),
+            now,
+        })
+    }
+
+    /// Recorded before it is stored: what it makes, then the step itself.
+    async fn record(&self, step: Step, made: &Authority, outcome: &'static str) -> Result<(), AuditError> {
+        let now_ms = millis(&*self.clock);
+        let pair = match step {
+            Step::Prepare => made.second_root().map(|root| (Event::Root, root)),
+            Step::Activate | Step::Abort => Some((Event::Issuer, made.issuer())),
+            Step::Retire => None,
+        };
+        let stage = made.rotation().map_or("none", |rotation| rotation.stage().word());
+        if let Some((event, pair)) = pair.filter(|_| stage != Stage::Aborted.word()) {
+            let entry = Entry {
+                serial: Some(pair.serial()),
+                key_sha256: Some(hex(&pair.key_sha256())),
+                not_after: Some(pair.not_after().as_secs()),
+                bundle_generation: Some(made.generation()),
+                ..Entry::new(event, outcome)
+            };
+            let _recorded = self.audit.record(&entry, now_ms).await?;
+        }
+        let entry = Entry {
+            detail: Some(format!("{}: {stage}", step.word())),
+            serial: Some(made.root().serial()),
+            bundle_generation: Some(made.generation()),
+            ..Entry::new(Event::Rotation, outcome)
+        };
+        let _recorded = self.audit.record(&entry, now_ms).await?;
+        Ok(())
+    }
+
+    /// Where it is, and what it waits for.
+    pub fn status(&self) -> Value {
+        let authority = self.state.authority();
+        let now = self.clock.now().as_secs();
+        let under_way = authority.under_way().is_some();
+        let own_root = self.own.subscribe().borrow().as_ref().and_then(|own| own.anchor_sha256().map(|sha| hex(sha)));
+        json!({
+            "time": time(now),
+            "trust_domain": authority.trust_domain().as_str(),
+            "bundle_generation": authority.generation(),
+            "signing_root": root(&authority),
+            "own_svid_root_sha256": own_root,
+            "holders": self.holders.living(now).len(),
+            "under_way": under_way,
+            "rotation": authority.rotation().map(told),
+            "gate": self.gate(&authority).map(|gate| told_gate(&gate)),
+        })
+    }
+}
+
+fn root(authority: &Authority) -> Value {
+    let root = authority.root();
+    json!({
+        "serial": root.serial(), "sha256": hex(&sha256(root.certificate())), "not_after": time(root.not_after().as_secs()),
+    })
+}
+
+/// A rotation for people.
+fn told(rotation: &Rotation) -> Value {
+    let passed = |passed: &Passed| {
+        json!({
+            "stage": passed.stage.word(), "at": time(passed.at), "bundle_generation": passed.generation, "forced": passed.forced,
+        })
+    };
+    json!({
+        "id": rotation.id,
+        "stage": rotation.stage().word(),
+        "old_root": { "serial": rotation.old.serial, "sha256": rotation.old.sha256, "not_after": time(rotation.old.not_after) },
+        "new_root": { "serial": rotation.new.serial, "sha256": rotation.new.sha256, "not_after": time(rotation.new.not_after) },
+        "longest_leaf_s": rotation.leaf_life,
+        "stages": rotation.passed.iter().map(passed).collect::<Vec<_>>(),
+    })
+}
+
+/// A gate for people.
+pub(crate) fn told_gate(gate: &Gate) -> Value {
+    let missing = |missing: &Missing| {
+        json!({
+            "namespace": missing.namespace, "pod": missing.pod, "uid": missing.uid, "id": missing.id, "serial": missing.serial,
+            "until": time(missing.until), "why": missing.why,
+        })
+    };
+    json!({
+        "step": gate.step, "open": gate.open, "holders": gate.holders, "ready": gate.ready,
+        "missing": gate.missing.iter().map(missing).collect::<Vec<_>>(),
+        "waits": gate.waits, "opens_at": time(gate.opens_at),
+    })
+}
+
+fn time(seconds: u64) -> String {
+    rfc3339(seconds.saturating_mul(1000))
+}
+
+#[cfg(test)]
+mod tests;

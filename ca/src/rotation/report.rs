@@ -1,0 +1,102 @@
+//! The proof of a rotation: stages with their times, and for each holder of a living leaf its bundle, its leaf and what became of its connections;
+//! signed with the CA's own SVID, so that whoever has the bundle can check it (`countersign ca report verify`). Called by `inside`.
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use countersign_api::report::{ALGORITHM, FORMAT, canonical};
+use serde_json::{Value, json};
+
+use super::{Rotations, time, told};
+use crate::holders::{Connections, Holder, Leaf};
+use crate::state::hex;
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// Nothing to report of.
+    #[error("there was no rotation yet")]
+    None,
+    /// Nothing to sign with.
+    #[error("the CA has no SVID to sign it with")]
+    NoSvid,
+    /// It cannot be signed. Our fault.
+    #[error("it cannot be signed")]
+    Sign,
+}
+
+impl Rotations {
+    /// What is known of the last rotation, or of the one under way, signed.
+    pub fn report(&self) -> Result<Value, ReportError> {
+        let authority = self.state.authority();
+        let rotation = authority.rotation().ok_or(ReportError::None)?;
+        let own = self.own.subscribe().borrow().clone().ok_or(ReportError::NoSvid)?;
+        let now = self.clock.now().as_secs();
+        let holders = self.holders.living(now);
+        let generation = authority.generation();
+        let signing = authority.bundle().root_sha256s().map(|sha| hex(sha)).collect::<Vec<_>>();
+        let new_root = &rotation.new.sha256;
+        let on_new = |holder: &&Holder| holder.newest().is_some_and(|leaf| hex(&leaf.root) == *new_root);
+        let counted: Vec<Connections> = holders.iter().filter_map(during).collect();
+        let known = match self.holders.complete_since() {
+            Some(since) => since == 0 || now >= since.saturating_add(rotation.leaf_life),
+            None => false,
+        };
+        let document = json!({
+            "format": FORMAT,
+            "trust_domain": authority.trust_domain().as_str(),
+            "made_at": time(now),
+            "made_at_unix": now,
+            "made_by": self.own.id().as_str(),
+            "rotation": told(rotation),
+            "bundle_generation": generation,
+            "bundle_roots_sha256": signing,
+            "holders": holders.iter().map(row).collect::<Vec<_>>(),
+            "totals": {
+                "holders": holders.len(),
+                "all_holders_known": known,
+                "holding_the_bundle": holders.iter().filter(|holder| holder.holds(generation)).count(),
+                "leaves_of_the_new_root": holders.iter().filter(on_new).count(),
+                "holders_that_told_of_connections": counted.len(),
+                "connections_good": counted.iter().map(|count| count.good).sum::<u64>(),
+                "connections_failed": counted.iter().map(|count| count.failed).sum::<u64>(),
+            },
+        });
+        let rustls_pki_types::PrivateKeyDer::Pkcs8(key) = own.svid().key() else { return Err(ReportError::Sign) };
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.secret_pkcs8_der())
+            .map_err(|_| ReportError::Sign)?;
+        let signature =
+            key.sign(&SystemRandom::new(), canonical(&document).as_bytes()).map_err(|_| ReportError::Sign)?;
+        let chain: Vec<_> = own.svid().chain().iter().map(|der| STANDARD.encode(der)).collect();
+        Ok(json!({
+            "report": document,
+            "signature": { "algorithm": ALGORITHM, "chain": chain, "value": STANDARD.encode(signature.as_ref()) },
+        }))
+    }
+}
+
+fn row(holder: &Holder) -> Value {
+    let leaf = |leaf: &Leaf| {
+        json!({
+            "serial": leaf.serial, "root_sha256": hex(&leaf.root), "not_after": time(leaf.not_after), "seen_in_use": leaf.report.is_some(),
+        })
+    };
+    let report = holder.last_report();
+    json!({
+        "namespace": holder.namespace, "pod": holder.pod, "uid": holder.uid, "id": holder.id,
+        "bundle_generation": report.map(|report| report.generation),
+        "reported_at": report.map(|report| time(report.at)),
+        "leaves": holder.leaves.iter().map(leaf).collect::<Vec<_>>(),
+        "connections": during(holder),
+    })
+}
+
+/// What it carried since the rotation began; all that it carried where it was started since.
+fn during(holder: &Holder) -> Option<Connections> {
+    let (now, first) = (holder.connections()?, holder.first_connections.unwrap_or_default());
+    if now.good < first.good || now.failed < first.failed {
+        return Some(now);
+    }
+    Some(Connections { open: now.open, good: now.good - first.good, failed: now.failed - first.failed })
+}

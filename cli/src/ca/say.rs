@@ -1,0 +1,196 @@
+//! What the CA says of a rotation, for people.
+//!
+//! Called by `ca` and `drive`. Texts come from the CA and, through it, from tokens: control characters never reach the terminal.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::output::{self, Style};
+
+/// Of those who are missing, so many are shown while something is waited for.
+const SHOWN: usize = 5;
+
+/// All of `GET /rotation`.
+pub fn status(status: &Value, style: Style) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, what: String| {
+        let _ = writeln!(text, "{name:<13} {what}");
+    };
+    line("trust domain", word(&status["trust_domain"]));
+    line("bundle", format!("generation {}", word(&status["bundle_generation"])));
+    let root = &status["signing_root"];
+    line("signing root", format!("{}, until {}", word(&root["serial"]), word(&root["not_after"])));
+    line("holders", format!("{} with a living leaf are known to this CA", word(&status["holders"])));
+    let rotation = &status["rotation"];
+    if rotation.is_null() {
+        line("rotation", "none yet".to_owned());
+        return text;
+    }
+    line("rotation", format!("{}, {}", word(&rotation["id"]), style.strong(&word(&rotation["stage"]))));
+    for passed in rotation["stages"].as_array().into_iter().flatten() {
+        let forced = if passed["forced"] == true { ", forced" } else { "" };
+        let (at, stage) = (word(&passed["at"]), word(&passed["stage"]));
+        line("", format!("{at}  {stage}, bundle {}{forced}", word(&passed["bundle_generation"])));
+    }
+    if !status["gate"].is_null() {
+        text += &gate(&status["gate"], style, usize::MAX);
+    }
+    text
+}
+
+/// A step that was not taken.
+pub fn refusal(refusal: &Value, style: Style) -> String {
+    let mut text = format!("{} {}\n", style.bad("refused"), word(&refusal["refused"]));
+    if !refusal["gate"].is_null() {
+        text += &gate(&refusal["gate"], style, usize::MAX);
+    }
+    text
+}
+
+/// Where it is and what it waits for, in as few lines as do.
+pub fn progress(status: &Value, style: Style) -> String {
+    let head = style.strong(&word(&status["rotation"]["stage"]));
+    let bundle = word(&status["bundle_generation"]);
+    if status["gate"].is_null() {
+        return format!("{head}, bundle {bundle}\n");
+    }
+    format!("{head}, bundle {bundle}\n{}", gate(&status["gate"], style, SHOWN))
+}
+
+fn gate(gate: &Value, style: Style, most: usize) -> String {
+    let open = if gate["open"] == true { style.good("may be taken") } else { style.unsure("is too early") };
+    let (ready, holders) = (word(&gate["ready"]), word(&gate["holders"]));
+    let mut text = format!("{:<13} {open}: {ready} of {holders} have reported\n", word(&gate["step"]));
+    let missing: Vec<_> = gate["missing"].as_array().into_iter().flatten().collect();
+    for one in missing.iter().take(most) {
+        let _ = writeln!(
+            text,
+            "  {}  {}: {}; until {} at the latest",
+            style.bad("missing"),
+            who(one),
+            word(&one["why"]),
+            word(&one["until"])
+        );
+    }
+    let count = |value: &Value| value.as_u64().unwrap_or(0);
+    let all = count(&gate["holders"]).saturating_sub(count(&gate["ready"]));
+    let left = all.saturating_sub(missing.len().min(most) as u64);
+    if left > 0 {
+        let _ = writeln!(text, "  and {left} more");
+    }
+    if gate["open"] != true {
+        for waits in gate["waits"].as_array().into_iter().flatten() {
+            let _ = writeln!(text, "  {}    {}", style.unsure("waits"), word(waits));
+        }
+        let _ = writeln!(
+            text,
+            "  opens at {} whoever is missing: then all leaves of before have ended",
+            word(&gate["opens_at"])
+        );
+    }
+    text
+}
+
+/// Before an emergency's forced steps: who will be cut.
+pub fn emergency(status: &Value, style: Style) -> String {
+    let mut text = format!(
+        "{} the old root leaves the bundle now. Every open connection ends once, and every sidecar gets a new leaf within seconds.\n",
+        style.bad("emergency")
+    );
+    let missing: Vec<_> = status["gate"]["missing"].as_array().into_iter().flatten().collect();
+    if missing.is_empty() {
+        text += "All holders of a leaf that this CA knows hold the new root already: nobody else is cut.\n";
+    } else {
+        let _ =
+            writeln!(text, "These do not hold the new root. They are cut off until they are reached or start again:");
+        for one in missing {
+            let _ = writeln!(text, "  {}  {}: {}", style.bad("cut"), who(one), word(&one["why"]));
+        }
+    }
+    for waits in status["gate"]["waits"].as_array().into_iter().flatten() {
+        let _ = writeln!(text, "  {}  {}", style.unsure("not waited for"), word(waits));
+    }
+    text
+}
+
+/// The report's own words.
+pub fn report(report: &Value, file: &Path) -> String {
+    let mut text = String::new();
+    let rotation = &report["rotation"];
+    let _ = writeln!(
+        text,
+        "rotation {} of {}: {}",
+        word(&rotation["id"]),
+        word(&report["trust_domain"]),
+        word(&rotation["stage"])
+    );
+    for passed in rotation["stages"].as_array().into_iter().flatten() {
+        let forced = if passed["forced"] == true { ", forced" } else { "" };
+        let _ = writeln!(
+            text,
+            "  {}  {}, bundle {}{forced}",
+            word(&passed["at"]),
+            word(&passed["stage"]),
+            word(&passed["bundle_generation"])
+        );
+    }
+    let totals = &report["totals"];
+    let known = if totals["all_holders_known"] == true { "all that there are" } else { "those that this CA knows" };
+    let _ = writeln!(
+        text,
+        "  {} holders of a leaf, {known}: {} hold bundle {}, {} have a leaf of the new root",
+        word(&totals["holders"]),
+        word(&totals["holding_the_bundle"]),
+        word(&report["bundle_generation"]),
+        word(&totals["leaves_of_the_new_root"])
+    );
+    let _ = writeln!(
+        text,
+        "  connections during it, as {} holders told them: {} well, {} failed",
+        word(&totals["holders_that_told_of_connections"]),
+        word(&totals["connections_good"]),
+        word(&totals["connections_failed"])
+    );
+    let _ = writeln!(text, "  report: {}", file.display());
+    text
+}
+
+/// Each holder as a row.
+pub fn holders(report: &Value) -> String {
+    let head = ["POD", "BUNDLE", "LEAF", "ROOT", "GOOD", "FAILED", "REPORTED"];
+    let rows: Vec<Vec<String>> = report["holders"].as_array().into_iter().flatten().map(row).collect();
+    output::table(&head, &rows)
+}
+
+fn row(holder: &Value) -> Vec<String> {
+    let leaf = holder["leaves"].as_array().and_then(|leaves| leaves.last()).cloned().unwrap_or_default();
+    let short = |value: &Value| word(value).chars().take(16).collect::<String>();
+    vec![
+        who(holder),
+        word(&holder["bundle_generation"]),
+        short(&leaf["serial"]),
+        short(&leaf["root_sha256"]),
+        word(&holder["connections"]["good"]),
+        word(&holder["connections"]["failed"]),
+        word(&holder["reported_at"]),
+    ]
+}
+
+fn who(one: &Value) -> String {
+    match word(&one["namespace"]).as_str() {
+        "-" => word(&one["pod"]),
+        namespace => format!("{namespace}/{}", word(&one["pod"])),
+    }
+}
+
+/// A value as text; `-` for none.
+fn word(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.is_empty() => "-".to_owned(),
+        Value::String(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,285 @@
+//! The root is replaced, by the command that operators use, under traffic: in turn, given up, in an emergency, and with the CA or a sidecar gone.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use countersign_kit::mesh::{Mesh, MeshPod, MeshPodSpec, Settings, binary};
+use countersign_kit::{Finished, Inside, Net, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::stage::{SOON, Stage, signal, text};
+use crate::talk::{Talk, exchange};
+
+/// Leaves of all: short, so that a leaf's life is a time that a test can wait for.
+const LIFE: Duration = Duration::from_secs(16);
+const CA: &[&str] = &["--leaf-ttl", "16s", "--max-leaf-ttl", "16s"];
+/// For a whole rotation: two times 10 s that it waits by itself, two renewals, and a busy machine.
+const LONG: Duration = Duration::from_secs(180);
+/// Between two connections, and between two words.
+const PACE: Duration = Duration::from_millis(20);
+
+fn stage(inside: &Inside) -> Result<Stage> {
+    Stage::with_ca_args(inside, CA)
+}
+
+fn socket(mesh: &Mesh) -> PathBuf {
+    mesh.folder().join("ca/state/admin.sock")
+}
+
+/// `countersign ca ...`, to its end.
+fn ca(mesh: &Mesh, words: &[&str]) -> Result<Finished> {
+    let command = mesh.system().command(binary("countersign")?).arg("ca").args(words.iter().copied());
+    command.args(["--socket".into(), socket(mesh).into_os_string()]).limit(LONG).finish()
+}
+
+/// The same with `-o json`: exit code, and what it printed.
+fn json(mesh: &Mesh, words: &[&str]) -> Result<(i32, Value)> {
+    let words: Vec<&str> = words.iter().copied().chain(["-o", "json"]).collect();
+    let finished = ca(mesh, &words)?;
+    let code = finished.status.code().context("killed")?;
+    let value = serde_json::from_str(&finished.text()).with_context(|| format!("{words:?}: {}", finished.errors()))?;
+    Ok((code, value))
+}
+
+/// The step as soon as it may be taken.
+fn as_soon(mesh: &Mesh, step: &str) -> Result<Value> {
+    wait_until(LONG, || {
+        let (code, said) = json(mesh, &[step])?;
+        ensure!(code == 0, "{step}: {said}");
+        Ok::<_, anyhow::Error>(said)
+    })
+}
+
+fn at_stage(mesh: &Mesh, wanted: &[&str]) -> Result<Value> {
+    let (code, status) = json(mesh, &["status"])?;
+    let stage = text(&status, "/rotation/stage")?;
+    ensure!(code == 0 && wanted.contains(&stage.as_str()), "{status}");
+    Ok(status)
+}
+
+/// The roots that pods start with.
+fn published(mesh: &Mesh) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(mesh.bundle())?;
+    Ok(text
+        .split("-----END CERTIFICATE-----")
+        .map(str::trim)
+        .filter(|one| !one.is_empty())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Traffic of all kinds until it is told to stop: how many new connections, and what went wrong.
+fn under_load(stage: &Stage, work: impl FnOnce() -> Result<()>) -> Result<usize> {
+    let (stop, fresh) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let running = || !stop.load(Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let new = scope.spawn(|| -> Result<()> {
+            while running() {
+                let n = fresh.fetch_add(1, Ordering::SeqCst);
+                exchange(&stage.client, stage.address()).with_context(|| format!("new connection {n}"))?;
+                std::thread::sleep(PACE);
+            }
+            Ok(())
+        });
+        // One that says a word now and then, and one that never rests.
+        let open = |pause: Duration, word: String| {
+            let mut talk = Talk::open(&stage.client, stage.address())?;
+            let (began, running) = (Instant::now(), &running);
+            Ok::<_, anyhow::Error>(scope.spawn(move || -> Result<()> {
+                while running() {
+                    talk.say(&word).with_context(|| format!("open for {:?}", began.elapsed()))?;
+                    std::thread::sleep(pause);
+                }
+                Ok(talk.finish()?)
+            }))
+        };
+        let opened =
+            open(PACE * 20, "ping\n".into()).and_then(|kept| Ok((kept, open(Duration::ZERO, "x".repeat(4096))?)));
+        let worked = work();
+        stop.store(true, Ordering::SeqCst);
+        let (kept, stream) = opened?;
+        let ended = [("new", new), ("kept", kept), ("stream", stream)].map(|(name, thread)| match thread.join() {
+            Ok(ended) => ended.context(name),
+            Err(_) => Err(anyhow::anyhow!("{name}: it panicked")),
+        });
+        worked?;
+        ended.into_iter().collect::<Result<Vec<()>>>()?;
+        Ok(fresh.load(Ordering::SeqCst))
+    })
+}
+
+/// The bundle that a sidecar has in force.
+fn generation(pod: &MeshPod) -> Result<u64> {
+    let status = pod.admin("/status")?;
+    status["credentials"]["bundles"][0]["generation"].as_u64().with_context(|| status.to_string())
+}
+
+pub fn in_turn(inside: &Inside) -> Result<()> {
+    let stage = stage(inside)?;
+    let mesh = &stage.mesh;
+    let before = published(mesh)?;
+    let file = mesh.folder().join("report.json");
+    let file = file.to_str().context("a path")?.to_owned();
+    let connections = under_load(&stage, || {
+        let (code, said) = json(mesh, &["rotate", "--report", &file])?;
+        ensure!(code == 0 && said["rotation"]["stage"] == "retired", "{said}");
+        Ok(())
+    })?;
+    ensure!(connections > 100, "only {connections} connections were made meanwhile");
+    let after = published(mesh)?;
+    ensure!(before.len() == 1 && after.len() == 1 && before != after, "{before:?} {after:?}");
+    wait_until(SOON, || {
+        for pod in [&stage.client, &stage.server] {
+            ensure!(generation(pod)? == 3, "{} has bundle {}", pod.name(), generation(pod)?);
+        }
+        Ok(())
+    })?;
+    // A pod that starts now needs nothing of the old root.
+    let late = mesh.pod(MeshPodSpec::new("late", "client", 35))?;
+    exchange(&late, stage.address())?;
+
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+    let (report_of, totals) = (&report["report"], &report["report"]["totals"]);
+    ensure!(totals["all_holders_known"] == true && totals["connections_failed"] == 0, "{totals}");
+    ensure!(totals["holders"] == 3 && totals["leaves_of_the_new_root"] == 3, "client, server and controller: {totals}");
+    ensure!(
+        totals["holders_that_told_of_connections"] == 2 && totals["connections_good"].as_u64() > Some(100),
+        "{totals}"
+    );
+    let stages: Vec<_> = report_of["rotation"]["stages"].as_array().context("no stages")?.iter().collect();
+    ensure!(
+        stages.iter().map(|passed| &passed["stage"]).eq(["prepared", "distributed", "active", "retired"]),
+        "{stages:?}"
+    );
+    ensure!(stages.iter().all(|passed| passed["forced"] == false), "{stages:?}");
+    verified(mesh, &file, &report)
+}
+
+/// The report is the CA's, and no other one is.
+fn verified(mesh: &Mesh, file: &str, report: &Value) -> Result<()> {
+    let bundle = mesh.bundle();
+    let verify = |file: &Path| {
+        let command = mesh.system().command(binary("countersign")?).args(["ca", "report", "verify"]);
+        let finished = command.arg(file).arg("--bundle").arg(&bundle).finish()?;
+        Ok::<_, anyhow::Error>((finished.status.code(), finished.text()))
+    };
+    let (code, said) = verify(Path::new(file))?;
+    ensure!(code == Some(0) && said.contains("sa/countersign-ca has signed it"), "{said}");
+    let changed = mesh.folder().join("changed.json");
+    let mut other = report.clone();
+    other["report"]["totals"]["connections_failed"] = 1.into();
+    std::fs::write(&changed, other.to_string())?;
+    let (code, said) = verify(&changed)?;
+    ensure!(code == Some(1) && said.contains("it was changed"), "{said}");
+    let stranger = Mesh::start(Net::new(mesh.net().inside())?, Settings::default())?;
+    let command = mesh.system().command(binary("countersign")?).args(["ca", "report", "verify", file, "--bundle"]);
+    let finished = command.arg(stranger.bundle()).finish()?;
+    ensure!(finished.status.code() == Some(1) && finished.text().contains("does not vouch"), "{}", finished.text());
+    Ok(())
+}
+
+pub fn too_early(inside: &Inside) -> Result<()> {
+    let stage = stage(inside)?;
+    let mesh = &stage.mesh;
+    let (code, refusal) = json(mesh, &["retire"])?;
+    ensure!(code == 1 && text(&refusal, "/refused")?.contains("no rotation is under way"), "{refusal}");
+    // One sidecar neither hears nor says anything from now on.
+    signal(&stage.client, Signal::SIGSTOP)?;
+    let frozen = Instant::now();
+    let (code, status) = json(mesh, &["prepare"])?;
+    ensure!(code == 0, "{status}");
+    let (code, refusal) = json(mesh, &["activate"])?;
+    ensure!(code == 1, "activated at once: {refusal}");
+    let named = |refusal: &Value| {
+        let missing = refusal["gate"]["missing"].as_array().cloned().unwrap_or_default();
+        missing.iter().filter_map(|one| one["pod"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    // The others report within seconds; then it alone is named.
+    wait_until(SOON, || {
+        let (code, refusal) = json(mesh, &["activate"])?;
+        ensure!(code == 1 && named(&refusal) == ["client"], "{code}: {refusal}");
+        Ok(())
+    })?;
+    as_soon(mesh, "activate")?;
+    let held_up = frozen.elapsed();
+    ensure!(held_up < LIFE * 2 + SOON, "a frozen sidecar held it up for {held_up:?}");
+    let (code, refusal) = json(mesh, &["retire"])?;
+    ensure!(code == 1 && named(&refusal).contains(&"server".to_owned()), "{code}: {refusal}");
+    as_soon(mesh, "retire")?;
+    // It has missed all of it, its leaf has ended and its bundle is worth nothing; it finds its way back.
+    signal(&stage.client, Signal::SIGCONT)?;
+    wait_until(LONG, || exchange(&stage.client, stage.address()))?;
+    Ok(())
+}
+
+pub fn ca_killed(inside: &Inside) -> Result<()> {
+    let stage = stage(inside)?;
+    let mesh = &stage.mesh;
+    let before = published(mesh)?;
+    let again = || {
+        mesh.stop_ca(); // kill -9
+        mesh.start_ca()
+    };
+    under_load(&stage, || {
+        let (_, status) = json(mesh, &["prepare"])?;
+        let id = text(&status, "/rotation/id")?;
+        again()?;
+        ensure!(text(&at_stage(mesh, &["prepared", "distributed"])?, "/rotation/id")? == id);
+        ensure!(published(mesh)?.len() == 2, "both roots are in the bundle again");
+        as_soon(mesh, "activate")?;
+        again()?;
+        ensure!(text(&at_stage(mesh, &["active"])?, "/rotation/id")? == id);
+        // Given up: the old root signs again, and the new one goes when nobody stands on it any more.
+        let kill_while_it_returns = std::thread::scope(|scope| {
+            let abort = scope.spawn(|| json(mesh, &["abort"]));
+            let seen = wait_until(SOON, || at_stage(mesh, &["returning"]));
+            let restarted = seen.and_then(|_| again());
+            // The command waits for the CA to come back, and goes on.
+            let aborted = abort.join().map_err(|_| anyhow::anyhow!("it panicked"))?;
+            restarted.and(aborted)
+        })?;
+        ensure!(kill_while_it_returns.0 == 0, "{}", kill_while_it_returns.1);
+        let status = at_stage(mesh, &["aborted"])?;
+        ensure!(text(&status, "/rotation/id")? == id && status["bundle_generation"] == 3, "{status}");
+        wait_until(SOON, || {
+            ensure!(published(mesh)? == before, "the old root alone");
+            Ok(())
+        })
+    })?;
+    Ok(())
+}
+
+pub fn emergency(inside: &Inside) -> Result<()> {
+    let stage = stage(inside)?;
+    let mesh = &stage.mesh;
+    let before = published(mesh)?;
+    let mut open = Talk::open(&stage.client, stage.address())?;
+    let file = mesh.folder().join("emergency.json");
+    let file = file.to_str().context("a path")?.to_owned();
+    let rotate = |name| ca(mesh, &["rotate", "--emergency", "--report", &file, "--confirm", name]);
+    let wrong = rotate("cluster.locale")?;
+    ensure!(wrong.status.code() == Some(1) && wrong.errors().contains("not confirmed"), "{}", wrong.errors());
+    at_stage(mesh, &["prepared", "distributed"])?;
+    open.say("still here\n")?;
+    let right = rotate("cluster.local")?;
+    ensure!(right.status.code() == Some(0), "{}{}", right.text(), right.errors());
+    ensure!(right.errors().contains("Every open connection ends once"), "{}", right.errors());
+    open.end(SOON).context("what the old root vouched for is cut")?;
+    wait_until(SOON, || exchange(&stage.client, stage.address()))?;
+    wait_until(SOON, || {
+        let after = published(mesh)?;
+        ensure!(after.len() == 1 && after != before, "{after:?}");
+        Ok(())
+    })?;
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+    let forced = report["report"]["rotation"]["stages"]
+        .as_array()
+        .context("no stages")?
+        .iter()
+        .any(|passed| passed["forced"] == true);
+    ensure!(forced, "{report}");
+    Ok(())
+}
