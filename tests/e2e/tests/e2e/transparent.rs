@@ -10,6 +10,7 @@ mod ends;
 mod grpc;
 mod http;
 mod redis;
+mod rotation;
 mod server_first;
 mod services;
 mod tls;
@@ -29,6 +30,10 @@ use crate::world::World;
 
 pub const TESTS: &[(&str, Test)] = &[
     // The long ones first, that they run beside the others.
+    (
+        "transparent::a_postgresql_session_a_websocket_and_a_grpc_stream_live_through_a_rotation_of_the_root",
+        rotation::sessions,
+    ),
     ("transparent::a_gibibyte_each_way_at_once_arrives_unchanged", bytes::gibibyte),
     ("transparent::a_thousand_connections_at_once_are_all_served", burst::thousand),
     ("transparent::mariadb_speaks_first_without_a_stall", databases::mariadb),

@@ -40,8 +40,14 @@ spec:
 
 impl World {
     pub fn new(inside: Inside) -> Result<Self> {
+        Self::with_ca(inside, &[])
+    }
+
+    /// The CA gets these further arguments.
+    pub fn with_ca(inside: Inside, ca_args: &[&str]) -> Result<Self> {
+        let ca_args = ca_args.iter().map(ToString::to_string).collect();
         let proxy_args = vec!["--first-bytes-timeout".into(), format!("{}s", FIRST_BYTES.as_secs())];
-        let mesh = Mesh::start(Net::new(inside)?, Settings { proxy_args, ..Settings::default() })?;
+        let mesh = Mesh::start(Net::new(inside)?, Settings { proxy_args, ca_args, ..Settings::default() })?;
         mesh.object("shop.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n")?;
         mesh.object("rules.yaml", RULES)?;
         // Ports below 20000 of the service go to the same port of its endpoints.
