@@ -177,7 +177,7 @@ fn possible() -> Result<()> {
     if !programs::is_root() {
         bail!(Cannot("a cluster needs root: nodes are namespaces with containers of their own in them".to_owned()));
     }
-    let lacking: Vec<_> = programs::ensure(For::Cluster).iter().map(|program| program.look_for).collect();
+    let lacking: Vec<_> = programs::ensure(For::Cluster).iter().map(|program| program.name).collect();
     if !lacking.is_empty() {
         bail!(Cannot(format!("missing programs: {}", lacking.join(", "))));
     }

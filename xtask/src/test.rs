@@ -40,11 +40,12 @@ pub fn run(args: &[String]) -> Result<u8> {
     if list {
         return print_list(filter.as_deref());
     }
-    let lacking = programs::ensure(For::Test);
-    cargo::say_features();
     let mut run = Run { report: Report::new(), filter };
+    // Looking at the text alone needs no database.
+    let lacking = if run.wants_build() { programs::ensure(For::Test) } else { Vec::new() };
+    cargo::say_features();
     for program in lacking {
-        println!("Without {}: {}.", program.look_for, program.used_for);
+        println!("Without {}: {}.", program.name, program.used_for);
     }
     run.fmt();
     run.lint();

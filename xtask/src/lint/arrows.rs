@@ -50,7 +50,8 @@ const ROOMS: &[Room] = &[
         ours: &["identity", "policy", "api", "injector", "kit", "benches"],
         never: &["rustls", "tokio-rustls", "rcgen"],
     },
-    Room { package: "countersign-kit", ours: &["identity", "api"], never: NO_CLUSTER },
+    Room { package: "countersign-programs", ours: &[], never: IMPURE },
+    Room { package: "countersign-kit", ours: &["identity", "api", "credentials", "programs"], never: NO_CLUSTER },
     // Test-only, like the kit: it calls the CA as a pod does, and measures single steps.
     Room {
         package: "countersign-benches",
@@ -59,7 +60,7 @@ const ROOMS: &[Room] = &[
     },
     Room { package: "countersign-e2e", ours: &["identity", "api", "kit"], never: NO_CLUSTER },
     Room { package: "countersign-cluster-tests", ours: &["api"], never: NO_TLS },
-    Room { package: "xtask", ours: &[], never: IMPURE },
+    Room { package: "xtask", ours: &["programs"], never: IMPURE },
 ];
 
 /// Checks every package of the workspace.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use countersign_kit::mesh::Mesh;
-use countersign_kit::programs::{self, Missing};
+use countersign_kit::programs::need;
 use countersign_kit::{Pod, PodCommand, Running};
 
 /// How long a server may take until it listens: a database makes its first tables meanwhile.
@@ -39,25 +39,18 @@ pub const ALL: &[&str] = &[
     "python3-websockets",
 ];
 
-/// A test that ends with this error could not run here, and says so.
-fn find(program: &str) -> Result<PathBuf> {
-    let line = || format!("sudo apt-get install -y --no-install-recommends {}", programs::package(program));
-    let missing = || Missing { programs: vec![program.into()], line: line(), said: None };
-    Ok(programs::find(program).ok_or_else(missing)?)
-}
-
 /// A program about to be run in a pod. HTTP proxies of whoever runs the tests are not its own.
 ///
 /// # Errors
-/// [`Missing`].
+/// What is missing.
 pub fn command(pod: &Pod, name: &str) -> Result<PodCommand> {
-    Ok(pod.command(find(name)?).env("no_proxy", "*").env("NO_PROXY", "*"))
+    Ok(pod.command(need(name)?).env("no_proxy", "*").env("NO_PROXY", "*"))
 }
 
 /// curl, for one URL; it wants success of the transfer and of the request.
 ///
 /// # Errors
-/// [`Missing`].
+/// What is missing.
 pub fn curl(pod: &Pod, url: &str) -> Result<PodCommand> {
     Ok(command(pod, "curl")?.args(["-sS", "--fail", "--max-time", "20", url]))
 }
@@ -65,9 +58,9 @@ pub fn curl(pod: &Pod, url: &str) -> Result<PodCommand> {
 /// The system's Python, for a module of this package; the arguments are still to come.
 ///
 /// # Errors
-/// [`Missing`].
+/// What is missing.
 pub fn python(pod: &Pod, package: &str) -> Result<PodCommand> {
-    find(package)?;
+    need(package)?;
     Ok(command(pod, PYTHON)?.env("PYTHONUNBUFFERED", "1"))
 }
 
@@ -182,7 +175,7 @@ impl<'w> Place<'w> {
     /// PostgreSQL as a user of its own, with a superuser `app` whose password is `secret`. Who comes over loopback needs no
     /// password; everybody else needs it.
     pub fn postgres(&self, rootless: bool) -> Result<Running> {
-        let (postgres, initdb) = (find("postgres")?, find("initdb")?);
+        let (postgres, initdb) = (need("postgres")?, need("initdb")?);
         let (data, socket) = (self.folder.join("data"), self.folder.display().to_string());
         let password = self.file("password", "secret\n")?;
         if !rootless {
