@@ -2,6 +2,7 @@
 //!
 //! Called by every command. It must never fail because the reader closed its end (`countersign status | head`).
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 
@@ -80,8 +81,12 @@ pub struct Style {
 impl Style {
     /// Colours if standard output is a terminal and NO_COLOR is not set.
     pub fn detect() -> Self {
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { color: !refused && io::stdout().is_terminal() }
+        Self::of(std::env::var_os("NO_COLOR").as_deref(), io::stdout().is_terminal())
+    }
+
+    /// The same from what was found: set to nothing is not set.
+    fn of(no_color: Option<&OsStr>, terminal: bool) -> Self {
+        Self { color: terminal && no_color.is_none_or(OsStr::is_empty) }
     }
 
     fn paint(self, code: &str, text: &str) -> String {
@@ -141,6 +146,14 @@ mod tests {
         assert_eq!(span(42), "in 42 s");
         assert_eq!(span(-3_700), "1 h 1 min ago");
         assert_eq!(span(90_000), "in 1 d 1 h");
+    }
+
+    #[test]
+    fn colours_are_for_terminals_whose_user_has_not_refused_them() {
+        let colours = |no_color: Option<&str>, terminal| Style::of(no_color.map(OsStr::new), terminal).color;
+        assert!(colours(None, true) && colours(Some(""), true));
+        assert!(!colours(Some("1"), true) && !colours(Some("0"), true) && !colours(Some("no"), true));
+        assert!(!colours(None, false) && !colours(Some("1"), false));
     }
 
     #[test]

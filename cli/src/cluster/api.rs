@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use http::{Method, Request, StatusCode};
 use kube::client::Body;
 use kube::config::KubeConfigOptions;
@@ -66,7 +66,10 @@ impl Api {
                 let options = KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
                 Config::from_kubeconfig(&options).await.with_context(|| format!("--context {context}"))?
             }
-            None => Config::infer().await.context("no cluster: no kubeconfig, and not in a pod")?,
+            // Its own text holds all that its sources would say again.
+            None => Config::infer()
+                .await
+                .map_err(|error| anyhow!("no cluster: no kubeconfig, and not in a pod: {error}"))?,
         };
         config.connect_timeout = Some(Duration::from_secs(5));
         // Whoever waits at the terminal wants to know at once.

@@ -36,7 +36,7 @@ fn lines(stage: &Stage) -> Vec<String> {
     let rules = format!("{sockets}/objects/rules.yaml");
     let tries = [
         ("allowed", "frontend", format!("curl -s {service}")),
-        ("allowed, IPv6", "frontend", "curl -s 'http://[fd96::a]/'".to_owned()),
+        ("allowed, IPv6", "frontend", format!("curl -s '{}'", stage.service_url_v6("/"))),
         ("refused: no rule", "intruder", format!("curl -sS {service}")),
         ("refused: plaintext", "stranger", format!("curl -sS {pod}")),
         ("all processes", "system", format!("{own} status --dir {sockets}")),

@@ -14,8 +14,8 @@ mod stage;
 use std::time::Instant;
 
 use anyhow::Result;
-use countersign_kit::programs::{find, package};
-use countersign_kit::{EnterError, enter};
+use countersign_kit::enter;
+use countersign_kit::programs::there;
 
 use crate::args::{DemoArgs, DemoCommand};
 use crate::output::{Format, Verdict};
@@ -23,7 +23,7 @@ use say::{Say, seconds};
 use stage::Stage;
 
 /// The real programs that it shows, and those that make its pods.
-const PROGRAMS: &[&str] = &["curl", "nginx", "ip", "nsenter"];
+const PROGRAMS: &[&str] = &["curl", "nginx", "ip", "nsenter", "unshare", "setpriv"];
 
 /// Runs it.
 pub fn run(args: &DemoArgs, format: Format) -> Result<Verdict> {
@@ -35,10 +35,7 @@ pub fn run(args: &DemoArgs, format: Format) -> Result<Verdict> {
     }
     let inside = match enter() {
         Ok(inside) => inside,
-        Err(error @ (EnterError::NoProgram { .. } | EnterError::Forbidden { .. })) => {
-            return nothing(format, &error.to_string());
-        }
-        Err(error) => return Err(error.into()),
+        Err(error) => return nothing(format, &error.to_string()),
     };
     let mut say = Say::new(format);
     let who = if inside.rootless() { "an ordinary user, in a user namespace" } else { "root" };
@@ -85,8 +82,5 @@ fn lacking() -> Option<String> {
     if let Err(error) = stage::binaries() {
         return Some(format!("{error:#}"));
     }
-    let missing: Vec<_> = PROGRAMS.iter().copied().filter(|program| find(program).is_none()).collect();
-    let packages: Vec<_> = missing.iter().map(|program| package(program)).collect();
-    let line = format!("sudo apt-get install -y --no-install-recommends {}", packages.join(" "));
-    (!missing.is_empty()).then(|| format!("{} not found; type: {line}", missing.join(", ")))
+    there(PROGRAMS).err().map(|missing| missing.to_string())
 }

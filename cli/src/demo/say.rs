@@ -5,14 +5,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use countersign_kit::Lacks;
 use serde_json::{Value, json};
 
 use crate::output::{Format, Style, Verdict, emit};
-
-/// Why a claim could not be shown here: no answer, neither yes nor no.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct NotShown(pub String);
 
 /// The narrator.
 pub struct Say {
@@ -65,7 +61,7 @@ impl Say {
         self.figures.insert(name.to_owned(), value.into());
     }
 
-    /// Runs one claim and says what came of it.
+    /// Runs one claim and says what came of it: an error of the machine ([`Lacks`]) is no answer, any other makes it false.
     pub fn claim(&mut self, number: u8, title: &str, check: impl FnOnce(&mut Self) -> Result<()>) {
         self.line("");
         self.line(&self.style.strong(&format!("{number}. {title}")));
@@ -74,8 +70,10 @@ impl Say {
         let took = seconds(began.elapsed());
         let (word, reason) = match &result {
             Ok(()) => ("SHOWN", None),
-            Err(error) if error.is::<NotShown>() => ("NOT SHOWN", Some(format!("{error:#}"))),
-            Err(error) => ("FALSE", Some(format!("{error:#}"))),
+            Err(error) => match Lacks::reason(error) {
+                Some(reason) => ("NOT SHOWN", Some(reason)),
+                None => ("FALSE", Some(format!("{error:#}"))),
+            },
         };
         self.line(&match &reason {
             None => format!("   {} ({took})", self.style.good(word)),
@@ -140,6 +138,9 @@ pub fn millis(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::Context as _;
+    use countersign_kit::Here as _;
+
     use super::*;
 
     fn run(results: Vec<Result<()>>) -> Verdict {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     fn not_shown() -> Result<()> {
-        Err(NotShown("no nginx".to_owned()).into())
+        Err::<(), _>(anyhow::anyhow!("no packet socket")).here()
     }
 
     #[test]
@@ -163,10 +164,17 @@ mod tests {
     #[test]
     fn what_could_not_be_shown_is_neither_yes_nor_no() {
         assert_eq!(run(vec![Ok(()), not_shown()]), Verdict::Unknown);
-        assert_eq!(
-            run(vec![Ok(()), Err(anyhow::Error::from(NotShown("x".into())).context("while starting"))]),
-            Verdict::Unknown
-        );
+        assert_eq!(run(vec![Ok(()), not_shown().context("while capturing")]), Verdict::Unknown);
         assert_eq!(run(vec![Ok(()), Ok(())]), Verdict::Yes);
+    }
+
+    #[test]
+    fn a_program_that_is_missing_and_a_port_that_is_taken_are_the_machines() {
+        let missing = countersign_kit::programs::need("no-such-program").map(drop);
+        assert_eq!(run(vec![Ok(()), missing.map_err(Into::into)]), Verdict::Unknown);
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let again = || std::net::TcpListener::bind(taken.local_addr().unwrap()).map(drop);
+        assert_eq!(run(vec![again().context("a plain relay").here()]), Verdict::Unknown);
+        assert_eq!(run(vec![again().context("the same, of the product")]), Verdict::No);
     }
 }

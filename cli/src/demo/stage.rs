@@ -2,7 +2,7 @@
 //!
 //! Made by `demo` once it is inside its own namespaces; the claims only look at it. Everything ends with it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -10,14 +10,16 @@ use anyhow::{Context, Result};
 use countersign_api::names;
 use countersign_kit::mesh::{Mesh, MeshPod, MeshPodSpec, Settings, binary};
 use countersign_kit::tokens::{TokenClaims, replace_file};
-use countersign_kit::{Inside, Net, Pod, PodSpec, Running};
+use countersign_kit::{Here as _, Inside, Net, Pod, PodSpec, Running};
 
 use super::apps::{self, BANNER, HTTP};
 
 /// Namespace of the demo's pods.
 const NAMESPACE: &str = "shop";
-/// The service: 10.96.0.10, HTTP on 80 and the server that speaks first on 25.
-const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// The service: HTTP on 80 and the server that speaks first on 25, at 10.96.0.10 and fd96::a.
+const SERVICE_NUMBER: u8 = 10;
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, SERVICE_NUMBER);
+const SERVICE_V6: Ipv6Addr = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, SERVICE_NUMBER as u16);
 const SERVICE_PORTS: [(u16, u16); 2] = [(80, HTTP), (25, BANNER)];
 
 /// Who may talk to `backend`: `frontend`, on its two ports. `intruder` is in the mesh, and in no rule.
@@ -88,7 +90,7 @@ impl Stage {
     pub fn start(inside: Inside) -> Result<Self> {
         let mesh = Mesh::start(Net::new(inside)?, Settings::default())?;
         mesh.object("rules.yaml", RULES)?;
-        mesh.service(NAMESPACE, "backend", 10, &SERVICE_PORTS)?;
+        mesh.service(NAMESPACE, "backend", SERVICE_NUMBER, &SERVICE_PORTS)?;
         let pod = |name: &str, app: &str, number| mesh.pod(MeshPodSpec::new(name, app, number));
         let frontend = pod("frontend", "frontend", 11)?;
         let backends = [pod("backend-1", "backend", 21)?, pod("backend-2", "backend", 22)?];
@@ -132,6 +134,11 @@ impl Stage {
         format!("http://{SERVICE}{path}")
     }
 
+    /// The same by the service's IPv6 address.
+    pub fn service_url_v6(&self, path: &str) -> String {
+        format!("http://[{SERVICE_V6}]{path}")
+    }
+
     /// A URL of one pod.
     pub fn pod_url(&self, pod: &Pod, path: &str) -> String {
         format!("http://{}:{HTTP}{path}", pod.v4())
@@ -145,7 +152,7 @@ impl Stage {
     /// What nginx in this pod was asked so far.
     pub fn nginx_log(&self, pod: &MeshPod) -> Result<String> {
         let path = self.folder.join(pod.name()).join("access.log");
-        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string()).here()
     }
 
     /// Does what the kubelet does: writes a new token for everybody, in good time.

@@ -69,7 +69,10 @@ pub(crate) fn sockets(args: &SocketArgs) -> Result<Vec<PathBuf>> {
     let dirs = if args.sockets.is_empty() && args.dirs.is_empty() { &default[..] } else { &args.dirs[..] };
     for dir in dirs {
         let before = all.len();
-        walk(dir, DEPTH, &mut all).with_context(|| format!("looking for sockets in {}", dir.display()))?;
+        walk(dir, DEPTH, &mut all).with_context(|| {
+            let hint = if args.dirs.is_empty() { "; say --socket PATH or --dir FOLDER" } else { "" };
+            format!("looking for sockets in {}{hint}", dir.display())
+        })?;
         all[before..].sort();
     }
     if all.is_empty() {

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::flow::{Flow, flows};
+use crate::lacks::Here as _;
 use crate::net::{BRIDGE, Net};
 use crate::packet::Segment;
 use crate::raw::Raw;
@@ -45,10 +46,10 @@ impl Capture {
     /// Starts; every frame sent on the link after this returns is captured, until `bound` bytes are held.
     ///
     /// # Errors
-    /// If no raw socket can be had.
+    /// If no packet socket can be had ([`crate::Lacks`]).
     pub fn start(net: &Net, bound: usize) -> Result<Self> {
         // The bridge hands us what it forwards only if it believes that somebody listens for it.
-        net.link().ip(&format!("link set {BRIDGE} promisc on\n"))?;
+        net.link().ip(&format!("link set {BRIDGE} promisc on\n")).here()?;
         let raw = Raw::open(net.link(), BRIDGE)?;
         raw.set_patience(PATIENCE)?;
         let (stop, fenced) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -60,17 +61,16 @@ impl Capture {
     /// Ends it; all that was sent before is in what it returns.
     ///
     /// # Errors
-    /// If the capture itself failed.
+    /// If the capture itself failed ([`crate::Lacks`]).
     pub fn finish(self) -> Result<Captured> {
         let mut fence = [&[0xff; 6][..], &self.fence.hardware(), &FENCE].concat();
         fence.resize(60, 0);
-        self.fence.send(&fence)?;
+        self.fence.send(&fence).here()?;
         let seen =
             wait_for(Duration::from_secs(10), "the capture's own last frame", || self.fenced.load(Ordering::Acquire));
         self.stop.store(true, Ordering::Release);
         let captured = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        seen?;
-        ensure!(!captured.frames.is_empty() || captured.bytes == 0, "a capture without frames");
+        seen.here()?;
         Ok(captured)
     }
 }

@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::lacks::Here as _;
+
 /// The log keeps this many of the newest lines, each cut to [`LINE`] bytes.
 const LINES: usize = 20_000;
 const LINE: u64 = 64 * 1024;
@@ -47,7 +49,7 @@ impl Finished {
 /// Runs `command` to its end, at most for `limit`, feeding it `stdin`.
 pub(crate) fn finish(mut command: Command, stdin: Vec<u8>, limit: Duration) -> Result<Finished> {
     command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = Group(command.spawn().with_context(|| format!("{command:?}"))?);
+    let mut child = Group(command.spawn().with_context(|| format!("{command:?}")).here()?);
     let (input, out, err) = (child.0.stdin.take(), child.0.stdout.take(), child.0.stderr.take());
     std::thread::spawn(move || input.map(|mut input| input.write_all(&stdin)));
     let (stdout, stderr) = (collect(out), collect(err));
@@ -152,7 +154,7 @@ impl Log {
 impl Running {
     pub(crate) fn start(mut command: Command, name: String) -> Result<Self> {
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
+        let mut child = command.spawn().with_context(|| format!("{command:?}")).here()?;
         let log = Arc::new(Log::default());
         log.follow(child.stdout.take());
         log.follow(child.stderr.take());

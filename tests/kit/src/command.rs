@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::child::{Finished, Running, finish};
+use crate::programs::need;
 
 /// How long [`PodCommand::finish`] waits, if nothing else was said.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -95,7 +96,7 @@ impl PodCommand {
     /// Runs it to its end, whatever its exit code.
     ///
     /// # Errors
-    /// If it cannot be started or does not end in time.
+    /// If it is not installed or cannot be started (see [`crate::Lacks`]), or does not end in time.
     pub fn finish(mut self) -> Result<Finished> {
         let (stdin, limit) = (std::mem::take(&mut self.stdin), self.limit);
         finish(self.into_std()?, stdin, limit)
@@ -125,19 +126,25 @@ impl PodCommand {
     /// for async. What it starts is killed when its pod is dropped.
     ///
     /// # Errors
-    /// If another user is asked for where there is only one.
+    /// If another user is asked for where there is only one; if the program is not installed ([`crate::programs::Missing`]).
     pub fn into_std(self) -> Result<Command> {
-        let mut command = Command::new("nsenter");
+        // A program of ours is named by its path, and is no business of a package.
+        let program = match self.program.to_str().filter(|name| !name.contains('/')) {
+            Some(name) => need(name)?.into(),
+            None => self.program.clone(),
+        };
+        let mut command = Command::new(need("nsenter")?);
         command.arg(format!("--net=/run/netns/{}", self.netns)).arg("--");
         if let Some(uid) = self.uid {
             ensure!(!self.rootless, "user {uid}: there is only one user in a rootless namespace");
+            need("setpriv")?;
             command.args(["setpriv", &format!("--reuid={uid}"), &format!("--regid={uid}"), "--clear-groups", "--"]);
         }
         // Settings of ours in the caller's environment are not the program's.
         for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("COUNTERSIGN_")) {
             command.env_remove(key);
         }
-        command.arg(&self.program).args(&self.args).envs(self.envs.iter().map(|(k, v)| (k, v)));
+        command.arg(program).args(&self.args).envs(self.envs.iter().map(|(k, v)| (k, v)));
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }

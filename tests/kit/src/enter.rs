@@ -15,12 +15,12 @@ const MARK_FILE: &str = "/run/countersign-kit/inside";
 const SCRATCH: &str = "/run/countersign-kit";
 
 /// The first process inside. It stays (no `exec`): process 1 ignores signals that it did not ask for, and
-/// Ctrl-C must reach the program; it also reaps orphans. Everything under /run is ours and in memory.
+/// Ctrl-C must reach the program, alone; it also reaps orphans. Everything under /run is ours and in memory.
 const SETUP: &str = r#"
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run || exit 125
 mkdir -p /run/netns /run/lock /run/countersign-kit || exit 125
 printf %s "$COUNTERSIGN_KIT_INSIDE" > /run/countersign-kit/inside || exit 125
-"$@"
+env --default-signal=INT "$@"
 exit $?
 "#;
 
@@ -106,10 +106,11 @@ fn is_inside(mark: &str) -> bool {
     fs::read_to_string(MARK_FILE).is_ok_and(|there| there == mark)
 }
 
-/// `setpriv` lets all of it die with us, even of SIGKILL: `unshare` dies with its parent, its child with it.
+/// `setpriv` lets all of it die with us, even of SIGKILL: `unshare` dies with its parent, its child with it. Of Ctrl-C, which a terminal
+/// sends to all of us, `unshare` must not die: the program would be killed in the middle of its own end.
 fn unshare(rootless: bool) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", "unshare"]);
+    command.args(["--pdeathsig", "KILL", "--", "env", "--ignore-signal=INT", "unshare"]);
     if rootless {
         command.args(["--user", "--map-root-user"]);
     }

@@ -1,14 +1,17 @@
-//! Virtual pods in namespaces, a test CA, hostile and slow peers: what tests, the demo and the benches stand on.
+//! Virtual pods in namespaces, a test CA, clocks, hostile and slow peers: what tests, the demo and the benches stand on.
 //!
 //! First `enter()`, then a `Net`, then its pods. Nothing here is part of the product.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod capture;
 mod child;
+mod clock;
 mod command;
 pub mod enter;
 mod flow;
+mod forger;
 pub mod hostile;
+mod lacks;
 pub mod load;
 pub mod mesh;
 pub mod nameless;
@@ -25,9 +28,12 @@ mod wait;
 
 pub use capture::{Capture, Captured};
 pub use child::{Finished, Running};
+pub use clock::TestClock;
 pub use command::PodCommand;
 pub use enter::{EnterError, Inside, enter};
 pub use flow::{Flow, Stream};
+pub use forger::Forger;
+pub use lacks::{Here, Lacks};
 pub use namespace::{Namespace, Task};
 pub use net::{LINK_V4, LINK_V6, Net, Pod, PodSpec};
 pub use raw::Raw;

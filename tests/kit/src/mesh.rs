@@ -109,7 +109,7 @@ impl Mesh {
         }
         let ready = folder.join("ready.json");
         let _ = fs::remove_file(&ready);
-        let ca = self
+        let mut ca = self
             .system
             .command(binary("countersign-ca")?)
             .args(["--state-dir".into(), folder.join("state")])
@@ -120,7 +120,7 @@ impl Mesh {
             .args(["--token-issuer", ISSUER, "--trust-domain", &self.settings.trust_domain])
             .args(self.settings.ca_args.clone())
             .spawn()?;
-        become_ready(&ca, "the CA", &ready)?;
+        become_ready(&mut ca, "the CA", &ready)?;
         *lock(&self.ca) = Some(ca);
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Mesh {
         replace_file(&folder.join("token"), &self.kubelet.token(&claims.json())?)?;
         let ready = folder.join("ready.json");
         let _ = fs::remove_file(&ready);
-        let controller = self
+        let mut controller = self
             .system
             .command(binary("countersign-controller")?)
             .args(["--source".into(), format!("dir:{}", self.folder.join("objects").display())])
@@ -147,7 +147,7 @@ impl Mesh {
             .env(env::TOKEN_FILE, folder.join("token"))
             .env(env::BOOTSTRAP_BUNDLE, self.bundle())
             .spawn()?;
-        become_ready(&controller, "the controller", &ready)?;
+        become_ready(&mut controller, "the controller", &ready)?;
         *lock(&self.controller) = Some(controller);
         Ok(())
     }

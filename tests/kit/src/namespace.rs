@@ -16,6 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::command::PodCommand;
+use crate::lacks::Here as _;
+use crate::programs::need;
 
 /// A network namespace with a name under /run/netns, so that `ip netns` knows it too.
 pub struct Namespace {
@@ -26,9 +28,9 @@ pub struct Namespace {
 
 impl Namespace {
     pub(crate) fn create(name: &str, rootless: bool) -> Result<Self> {
-        run_ip(&["netns", "add", name])?;
+        run_ip(&["netns", "add", name]).here()?;
         let path = PathBuf::from("/run/netns").join(name);
-        let handle = File::open(&path).with_context(|| path.display().to_string())?;
+        let handle = File::open(&path).with_context(|| path.display().to_string()).here()?;
         Ok(Self { name: name.into(), handle, rootless })
     }
 
@@ -176,10 +178,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// Runs `ip` where the process itself is.
 fn run_ip(args: &[&str]) -> Result<()> {
-    let done = std::process::Command::new("ip")
-        .args(args)
-        .output()
-        .context("ip (Debian and Ubuntu: apt-get install iproute2)")?;
+    let done = std::process::Command::new(need("ip")?).args(args).output().context("ip")?;
     ensure!(done.status.success(), "ip {}: {}", args.join(" "), String::from_utf8_lossy(&done.stderr).trim());
     Ok(())
 }

@@ -7,9 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::enter::Inside;
+use crate::lacks::Here as _;
 use crate::namespace::Namespace;
 
 /// The link's own IPv4 address; pods are in the same /24.
@@ -65,8 +66,12 @@ impl Net {
     /// Makes the link.
     ///
     /// # Errors
-    /// If the kernel lacks bridges or veth, or `ip` is not there.
+    /// If the kernel lacks bridges or veth, or `ip` is not there ([`crate::Lacks`]).
     pub fn new(inside: Inside) -> Result<Self> {
+        Self::make(inside).context("the link between the pods").here()
+    }
+
+    fn make(inside: Inside) -> Result<Self> {
         let number = NETS.fetch_add(1, Ordering::Relaxed);
         let link = Namespace::create(&format!("n{number}"), inside.rootless())?;
         quiet_ipv6(&link)?;
@@ -102,7 +107,7 @@ impl Net {
     /// Adds a pod, reachable when this returns (no duplicate address detection).
     ///
     /// # Errors
-    /// On a bad name or address, or one that is taken.
+    /// On a bad name or address; [`crate::Lacks`] if it cannot be made, or is there already.
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
         let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         ensure!(
@@ -112,6 +117,11 @@ impl Net {
         );
         ensure!(spec.v4.octets()[..3] == LINK_V4.octets()[..3], "{} is not in {LINK_V4}/24", spec.v4);
         ensure!(spec.v6.segments()[..4] == LINK_V6.segments()[..4], "{} is not in {LINK_V6}/64", spec.v6);
+        let name = spec.name.clone();
+        self.make_pod(spec).with_context(|| format!("pod {name}")).here()
+    }
+
+    fn make_pod(&self, spec: PodSpec) -> Result<Pod> {
         let namespace = Namespace::create(&format!("n{}-{}", self.number, spec.name), self.inside.rootless())?;
         quiet_ipv6(&namespace)?;
         namespace.sysctl("ipv4/ip_forward", "0")?;

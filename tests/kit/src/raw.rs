@@ -10,6 +10,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{LinkAddr, MsgFlags, bind, sendto, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::lacks::Here as _;
 use crate::namespace::Namespace;
 
 /// ETH_P_ALL, in network byte order.
@@ -26,8 +27,12 @@ impl Raw {
     /// Opens it; needs CAP_NET_RAW, which all have inside.
     ///
     /// # Errors
-    /// If there is no such interface.
+    /// If there is no such interface, or no such socket may be had ([`crate::Lacks`]).
     pub fn open(namespace: &Namespace, interface: &str) -> Result<Self> {
+        Self::open_in(namespace, interface).with_context(|| format!("a packet socket on {interface}")).here()
+    }
+
+    fn open_in(namespace: &Namespace, interface: &str) -> Result<Self> {
         namespace.inside(|| {
             let interface = link_address(interface)?;
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(EVERY_PROTOCOL)))?;

@@ -6,10 +6,10 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use countersign_kit::load::{Load, Measured};
 use countersign_kit::relay::relay;
-use countersign_kit::{Namespace, Pod};
+use countersign_kit::{Here as _, Namespace, Pod};
 
 use crate::demo::apps::{HTTP, LOAD_PATH};
 use crate::demo::say::{Say, millis};
@@ -21,9 +21,15 @@ const ROUND: Duration = Duration::from_millis(1500);
 const ROUNDS: usize = 3;
 /// The relays' ports, in the client's and in the server's pod: where a sidecar would stand.
 const RELAYS: [u16; 2] = [9001, 9006];
-/// The mesh may add three times what two relays add, and this: a stall, Nagle's algorithm (40 ms) or a handshake for each
-/// request would add far more.
+/// The mesh may add three times what two relays add, and this, at the median: a stall, Nagle's algorithm (40 ms) or a handshake for
+/// each request would add far more.
 const ALLOWANCE: Duration = Duration::from_millis(1);
+/// The same at the 99th percentile: what stalls one request in a hundred. A busy machine speaks there too, so that each leg is judged by
+/// its best round: what the mesh does by itself, it does in all.
+const ALLOWANCE_P99: Duration = Duration::from_millis(30);
+
+/// The one leg of which a failure is ours.
+const MESH: &str = "mesh";
 
 struct Leg<'a> {
     name: &'static str,
@@ -31,6 +37,8 @@ struct Leg<'a> {
     place: &'a Namespace,
     target: SocketAddr,
     measured: Option<Measured>,
+    /// The 99th percentile of its best round.
+    best: Duration,
 }
 
 /// Shows and checks it.
@@ -39,7 +47,7 @@ pub fn check(stage: &Stage, say: &mut Say) -> Result<()> {
     let mut legs = [
         leg("direct", "direct", &stage.plain.client, SocketAddr::new(stage.plain.server.v4().into(), HTTP)),
         leg("two plain TCP relays", "relays", &stage.plain.client, relayed),
-        leg("the mesh", "mesh", &stage.frontend, SocketAddr::new(stage.backends[0].v4().into(), HTTP)),
+        leg("the mesh", MESH, &stage.frontend, SocketAddr::new(stage.backends[0].v4().into(), HTTP)),
     ];
     say.fact(format!(
         "GET of 1 KiB, {RATE} a second over {CONNECTIONS} connections, {ROUNDS} rounds of {:.1} s each in turn:",
@@ -47,7 +55,9 @@ pub fn check(stage: &Stage, say: &mut Say) -> Result<()> {
     ));
     for _ in 0..ROUNDS {
         for leg in &mut legs {
-            let round = leg.place.inside(|| load(leg.target).run()).with_context(|| leg.name)?;
+            let round = leg.place.inside(|| load(leg.target).run()).with_context(|| leg.name);
+            let round = if leg.key == MESH { round? } else { round.here()? };
+            leg.best = leg.best.min(round.quantile(0.99));
             match &mut leg.measured {
                 Some(sum) => sum.add(&round)?,
                 none => *none = Some(round),
@@ -65,7 +75,7 @@ pub fn check(stage: &Stage, say: &mut Say) -> Result<()> {
 }
 
 fn leg<'a>(name: &'static str, key: &'static str, place: &'a Namespace, target: SocketAddr) -> Leg<'a> {
-    Leg { name, key, place, target, measured: None }
+    Leg { name, key, place, target, measured: None, best: Duration::MAX }
 }
 
 fn load(target: SocketAddr) -> Load {
@@ -82,7 +92,7 @@ fn relays(client: &Pod, server: &Pod) -> Result<SocketAddr> {
 }
 
 fn start(pod: &Pod, at: SocketAddr, target: SocketAddr) -> Result<()> {
-    let listener = pod.inside(|| TcpListener::bind(at)).context("a plain relay")?;
+    let listener = pod.inside(|| TcpListener::bind(at)).with_context(|| format!("a plain relay at {at}")).here()?;
     listener.set_nonblocking(true)?;
     // Runs until the demo ends.
     pod.start(move || async move { relay(tokio::net::TcpListener::from_std(listener)?, target).await })?;
@@ -110,20 +120,41 @@ fn quantile(leg: &Leg<'_>, share: f64) -> Result<Duration> {
 }
 
 fn verdict(direct: &Leg<'_>, relays: &Leg<'_>, mesh: &Leg<'_>) -> Result<()> {
-    for leg in [direct, relays, mesh] {
+    for leg in [mesh, direct, relays] {
         let measured = leg.measured.as_ref().context("nothing was measured")?;
         let planned = load(leg.target).planned() * ROUNDS as u64;
-        ensure!(
-            measured.failed == 0 && measured.answered == planned,
-            "{}: {} of {planned} requests were answered: {}",
-            leg.name,
-            measured.answered,
-            measured.failure.as_deref().unwrap_or("no reason")
-        );
+        let all = if measured.failed == 0 && measured.answered == planned {
+            Ok(())
+        } else {
+            let why = measured.failure.as_deref().unwrap_or("no reason");
+            Err(anyhow!("{}: {} of {planned} requests were answered: {why}", leg.name, measured.answered))
+        };
+        if leg.key == MESH { all? } else { all.here()? }
     }
-    let base = quantile(direct, 0.5)?;
-    let (floor, ours) = (quantile(relays, 0.5)?.saturating_sub(base), quantile(mesh, 0.5)?.saturating_sub(base));
-    let allowed = floor * 3 + ALLOWANCE;
-    ensure!(ours <= allowed, "the mesh adds {} at the median, more than {}", millis(ours), millis(allowed));
+    let medians = [quantile(direct, 0.5)?, quantile(relays, 0.5)?, quantile(mesh, 0.5)?];
+    within(medians, ALLOWANCE, "median")?;
+    within([direct.best, relays.best, mesh.best], ALLOWANCE_P99, "99th percentile")
+}
+
+/// What the mesh adds beside what two relays add.
+fn within([direct, relays, mesh]: [Duration; 3], allowance: Duration, name: &str) -> Result<()> {
+    let (floor, ours) = (relays.saturating_sub(direct), mesh.saturating_sub(direct));
+    let allowed = floor * 3 + allowance;
+    ensure!(ours <= allowed, "the mesh adds {} at the {name}, more than {}", millis(ours), millis(allowed));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_is_too_much_and_a_few_times_the_relays_is_not() {
+        let ms = |numbers: [u64; 3]| numbers.map(Duration::from_millis);
+        assert!(within(ms([1, 2, 5]), ALLOWANCE, "median").is_ok());
+        assert!(within(ms([1, 2, 6]), ALLOWANCE, "median").is_err());
+        let nagle = within(ms([1, 2, 41]), ALLOWANCE_P99, "99th percentile").unwrap_err();
+        assert_eq!(nagle.to_string(), "the mesh adds 40.00 ms at the 99th percentile, more than 33.00 ms");
+        assert!(within(ms([5, 1, 2]), ALLOWANCE, "median").is_ok(), "less than direct is no debt");
+    }
 }

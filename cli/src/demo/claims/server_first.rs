@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use countersign_kit::Here as _;
 
 use crate::demo::apps::{self, BANNER};
 use crate::demo::say::{Say, millis};
@@ -25,7 +26,7 @@ pub fn check(stage: &Stage, say: &mut Say) -> Result<()> {
     say.fact(format!("time from connect to the server's first byte, {TRIES} connections each:"));
     let (mut plain, mut mesh) = (Vec::new(), Vec::new());
     for _ in 0..TRIES {
-        plain.push(apps::first_byte(&stage.plain.client, direct)?);
+        plain.push(apps::first_byte(&stage.plain.client, direct).context("between two pods without sidecars").here()?);
         mesh.push(apps::first_byte(&stage.frontend, service)?);
     }
     let (plain, mesh) = (Spread::of(plain)?, Spread::of(mesh)?);

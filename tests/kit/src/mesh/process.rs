@@ -27,8 +27,14 @@ pub fn admin_get(socket: &Path, path: &str) -> Result<Value> {
     serde_json::from_str(body).with_context(|| body.to_owned())
 }
 
-pub(super) fn become_ready(process: &Running, what: &str, ready: &Path) -> Result<()> {
-    wait_for(READY, &format!("{what} becomes ready"), || ready.exists()).with_context(|| {
+/// Waits until the process has written its file; not longer than it lives.
+pub(super) fn become_ready(process: &mut Running, what: &str, ready: &Path) -> Result<()> {
+    let waited = wait_for(READY, &format!("{what} becomes ready"), || ready.exists() || process.ended());
+    let waited = waited.and_then(|()| {
+        ensure!(ready.exists(), "{what} ended before it was ready");
+        Ok(())
+    });
+    waited.with_context(|| {
         let log = process.log();
         format!("its log ends:\n{}", log[log.len().saturating_sub(20)..].join("\n"))
     })

@@ -73,8 +73,8 @@ impl Mesh {
     pub fn start_sidecar(&self, pod: &MeshPod) -> Result<()> {
         let ready = pod.folder.join("ready");
         let _ = fs::remove_file(&ready);
-        let sidecar = self.sidecar_command(pod)?.spawn()?;
-        become_ready(&sidecar, &format!("the sidecar of {}", pod.spec.name), &ready)?;
+        let mut sidecar = self.sidecar_command(pod)?.spawn()?;
+        become_ready(&mut sidecar, &format!("the sidecar of {}", pod.spec.name), &ready)?;
         *lock(&pod.sidecar) = Some(sidecar);
         Ok(())
     }

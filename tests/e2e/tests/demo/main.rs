@@ -1,0 +1,135 @@
+//! The demo as a person meets it: what it prints can be typed, its exit codes mean what they say, and it leaves nothing.
+//!
+//! `cargo test -p countersign-e2e --test demo`; needs our programs built. The demo enters namespaces of its own, these tests none.
+//! Where it may not, they say NOT RUN with the demo's own reason.
+
+#![allow(clippy::unwrap_used)]
+
+mod kept;
+mod show;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::PathBuf;
+use std::process::Command;
+
+use countersign_kit::mesh::binary;
+use countersign_kit::programs::is_root;
+
+use show::{Shown, alone, demo, ended};
+
+#[test]
+fn what_the_kept_demo_prints_can_be_typed_and_nothing_is_left_of_it() {
+    kept::tried();
+}
+
+#[test]
+fn exec_without_a_demo_says_how_to_start_one() {
+    let _alone = alone();
+    let done =
+        Command::new(binary("countersign").unwrap()).args(["demo", "exec", "frontend", "true"]).output().unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(said.contains("no demo is running here") && said.contains("countersign demo --keep"), "{said}");
+}
+
+/// Without packet sockets nothing can be said of the link: that makes no claim false.
+#[test]
+fn without_packet_sockets_the_first_claim_is_not_shown_and_the_exit_code_is_2() {
+    if !is_root() {
+        return println!("NOT RUN: only root can go without a capability; in a user namespace it comes back");
+    }
+    let _alone = alone();
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-net_raw", "--inh-caps=-net_raw", "--"]).arg(binary("countersign").unwrap());
+    let Some(shown) = ended(command.args(["demo", "-o", "json"])) else { return };
+    assert_eq!(shown.verdicts(), ["NOT SHOWN", "SHOWN", "SHOWN", "SHOWN"], "{shown:?}");
+    assert!(shown.reason(0).contains("packet socket"), "{shown:?}");
+    assert_eq!(shown.code, Some(2));
+}
+
+#[test]
+fn without_nginx_nothing_is_shown_and_the_line_to_type_is_named() {
+    if !is_root() {
+        return println!("NOT RUN: only root can hide the system's nginx");
+    }
+    let Some(nginx) = countersign_kit::programs::find("nginx") else { return println!("NOT RUN: no nginx") };
+    let mut command = Command::new("unshare");
+    let hide = format!("mount --bind /dev/null {} && exec \"$@\"", nginx.display());
+    command.args(["--mount", "sh", "-c", &hide, "sh"]).arg(binary("countersign").unwrap());
+    let shown = ended(command.args(["demo", "-o", "json"])).unwrap();
+    assert_eq!((shown.verdicts(), shown.code), (vec!["NOT SHOWN"], Some(2)), "{shown:?}");
+    assert!(shown.reason(0).contains("apt-get install -y --no-install-recommends nginx"), "{shown:?}");
+}
+
+/// A controller that adds a rule of its own: the mesh runs, and does not keep what it promised.
+#[test]
+fn an_intruder_that_is_let_in_makes_the_third_claim_false_and_the_exit_code_is_1() {
+    let _alone = alone();
+    let folder = Folder::of_binaries("intruder");
+    folder.replace(
+        "countersign-controller",
+        "for word in \"$@\"; do case $word in dir:*) cat > ${word#dir:}/more.yaml <<'.'\n\
+         apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\n\
+         metadata: {name: more, namespace: shop}\nspec:\n  selector: {matchLabels: {app: backend}}\n  action: Allow\n  rules:\n  \
+         - from: [{serviceAccounts: [{namespace: shop, name: intruder}]}]\n.\n;; esac; done\nexec REAL \"$@\"",
+    );
+    let Some(shown) = ended(folder.demo().args(["-o", "json"])) else { return };
+    assert_eq!(shown.verdicts()[..3], ["SHOWN", "SHOWN", "FALSE"], "{shown:?}");
+    assert!(shown.reason(2).contains("intruder was served"), "{shown:?}");
+    assert_eq!(shown.code, Some(1));
+}
+
+#[test]
+fn a_mesh_that_does_not_start_is_false_and_its_log_is_told() {
+    let _alone = alone();
+    let folder = Folder::of_binaries("no-ca");
+    folder.replace("countersign-ca", "echo 'no key for me' >&2; exit 1");
+    let Some(shown) = ended(folder.demo().args(["-o", "json"])) else { return };
+    assert_eq!((shown.verdicts(), shown.code), (vec!["FALSE"], Some(1)), "{shown:?}");
+    assert!(
+        shown.reason(0).contains("ended before it was ready") && shown.reason(0).contains("no key for me"),
+        "{shown:?}"
+    );
+}
+
+/// A folder with our programs, of which one can be replaced.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn of_binaries(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("countersign-demo-{name}-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["countersign-ca", "countersign-controller", "countersign-proxy"] {
+            symlink(binary(name).unwrap(), folder.join(name)).unwrap();
+        }
+        Self(folder)
+    }
+
+    /// A script in the place of a program; REAL in it is the program itself.
+    fn replace(&self, name: &str, script: &str) {
+        let (file, real) = (self.0.join(name), binary(name).unwrap().display().to_string());
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, format!("#!/bin/sh\n{}\n", script.replace("REAL", &real))).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn demo(&self) -> Command {
+        let mut command = demo();
+        command.env("COUNTERSIGN_BIN_DIR", &self.0);
+        command
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn what_it_says_is_read_right() {
+    let shown = Shown::read(Some(1), r#"{"claims": [{"verdict": "FALSE", "reason": "x"}]}"#);
+    assert_eq!((shown.verdicts(), shown.reason(0)), (vec!["FALSE"], "x"));
+}
