@@ -5,13 +5,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use countersign_credentials::{Clock, SharedClock};
 use countersign_identity::{SpiffeId, TrustDomain};
+/// The kit's clock, held in a hand.
+pub use countersign_kit::TestClock as Hand;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize};
@@ -49,34 +49,6 @@ pub fn own_id() -> SpiffeId {
 
 pub fn authority() -> Authority {
     Authority::create(&domain(), LIVES, now()).unwrap()
-}
-
-/// A clock that stands until it is moved.
-#[derive(Clone, Debug)]
-pub struct Hand(Arc<AtomicU64>);
-
-impl Hand {
-    pub fn at(seconds: u64) -> Self {
-        Self(Arc::new(AtomicU64::new(seconds * 1000)))
-    }
-
-    pub fn advance(&self, seconds: u64) {
-        self.0.fetch_add(seconds * 1000, Ordering::SeqCst);
-    }
-
-    pub fn clock(&self) -> SharedClock {
-        Arc::new(self.clone())
-    }
-}
-
-impl Clock for Hand {
-    fn now(&self) -> UnixTime {
-        seconds(self.0.load(Ordering::SeqCst) / 1000)
-    }
-
-    fn now_ms(&self) -> i64 {
-        self.0.load(Ordering::SeqCst) as i64
-    }
 }
 
 /// Signs tokens, and has a key set that says so.

@@ -1,18 +1,17 @@
-//! For tests only: a clock that can be set, a CA in memory, credentials of anybody, and time that stands still while sockets work.
+//! For tests only: the kit's clock, a CA in memory, credentials of anybody, and time that stands still while sockets work.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use countersign_api::ca as wire;
 use countersign_identity::{BundleSet, SpiffeId, Svid, TrustBundle, TrustDomain};
+pub(crate) use countersign_kit::TestClock;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use time::OffsetDateTime;
-use tokio::time::Instant;
 
 use crate::clock::{Clock, SharedClock};
 use crate::credentials::Credentials;
@@ -21,36 +20,25 @@ use crate::credentials::Credentials;
 pub(crate) const START: u64 = 1_800_000_000;
 pub(crate) const HOUR: u64 = 3600;
 
-/// Goes with tokio's clock (which tests pause), and can be set.
-#[derive(Debug)]
-pub(crate) struct TestClock {
-    began: Instant,
-    moved_ms: AtomicI64,
-}
-
-impl TestClock {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { began: Instant::now(), moved_ms: AtomicI64::new(0) })
-    }
-
-    pub(crate) fn shared(self: &Arc<Self>) -> SharedClock {
-        Arc::clone(self) as SharedClock
-    }
-
-    /// Steps the wall clock, as an operator or NTP does; tokio's timers do not notice.
-    pub(crate) fn step(&self, seconds: i64) {
-        self.moved_ms.fetch_add(seconds * 1000, Ordering::SeqCst);
-    }
-}
-
+/// The kit's clock, for the trait as it is when this crate is under test.
 impl Clock for TestClock {
     fn now(&self) -> UnixTime {
-        UnixTime::since_unix_epoch(Duration::from_millis(self.now_ms().unsigned_abs()))
+        UnixTime::since_unix_epoch(Duration::from_millis(self.ms().unsigned_abs()))
     }
 
     fn now_ms(&self) -> i64 {
-        START as i64 * 1000 + self.began.elapsed().as_millis() as i64 + self.moved_ms.load(Ordering::SeqCst)
+        self.ms()
     }
+}
+
+/// Begins at [`START`] and goes with tokio's clock.
+pub(crate) fn clock() -> TestClock {
+    TestClock::from(START)
+}
+
+/// As our own code takes it.
+pub(crate) fn shared(clock: &TestClock) -> SharedClock {
+    Arc::new(clock.clone())
 }
 
 pub(crate) fn id(text: &str) -> SpiffeId {
@@ -137,8 +125,8 @@ impl TestCa {
         self.svid_during(id, START - 60, START + HOUR)
     }
 
-    pub(crate) fn credentials(&self, id: &str, clock: &Arc<TestClock>) -> Credentials {
-        Credentials::new(Arc::new(self.svid(id)), self.bundles(), clock.shared()).unwrap()
+    pub(crate) fn credentials(&self, id: &str, clock: &TestClock) -> Credentials {
+        Credentials::new(Arc::new(self.svid(id)), self.bundles(), shared(clock)).unwrap()
     }
 }
 

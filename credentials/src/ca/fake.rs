@@ -15,6 +15,7 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
 use super::CaClient;
+use crate::testing;
 use crate::testing::{HOUR, START, TestCa, TestClock, bundle_of, id, soon, wire_bundle};
 use crate::{Clock as _, Credentials, IncomingLimits, PeerInfo, Watch, incoming};
 
@@ -42,7 +43,7 @@ pub(crate) struct Manners {
 }
 
 pub(crate) struct FakeCa {
-    pub(crate) clock: Arc<TestClock>,
+    pub(crate) clock: TestClock,
     pub(crate) manners: Mutex<Manners>,
     pub(crate) asked: watch::Sender<Vec<Asked>>,
     /// Leaf keys of those who opened the bundle stream, in order.
@@ -66,7 +67,7 @@ impl FakeCa {
 
     /// The same, but the server's own SVID is `server_id`.
     pub(crate) async fn start_as(server_id: &str) -> (Arc<Self>, CaClient) {
-        let (clock, signer) = (TestClock::new(), Arc::new(TestCa::new("cluster.local")));
+        let (clock, signer) = (testing::clock(), Arc::new(TestCa::new("cluster.local")));
         let own = watch::Sender::new(Some(Arc::new(long_lived(&signer, server_id, &clock))));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -139,7 +140,7 @@ impl FakeCa {
         self.manners.lock().unwrap().signer = Arc::clone(&new);
         let both = bundle_of(2, &[&old, &new]);
         let svid = Arc::new(new.svid_during(CA_ID, START - 60, START + 900 * HOUR));
-        let own = Credentials::new(svid, BundleSet::new(vec![both]).unwrap(), self.clock.shared()).unwrap();
+        let own = Credentials::new(svid, BundleSet::new(vec![both]).unwrap(), testing::shared(&self.clock)).unwrap();
         self.own.send_replace(Some(Arc::new(own)));
         new
     }
@@ -186,9 +187,9 @@ impl Drop for FakeCa {
     }
 }
 
-fn long_lived(ca: &TestCa, id: &str, clock: &Arc<TestClock>) -> Credentials {
+fn long_lived(ca: &TestCa, id: &str, clock: &TestClock) -> Credentials {
     let svid = ca.svid_during(id, START - 60, START + 900 * HOUR);
-    Credentials::new(Arc::new(svid), ca.bundles(), clock.shared()).unwrap()
+    Credentials::new(Arc::new(svid), ca.bundles(), testing::shared(clock)).unwrap()
 }
 
 struct Service(Arc<FakeCa>);

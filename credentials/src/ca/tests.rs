@@ -10,6 +10,7 @@ use tonic::Status as Refusal;
 use super::fake::{CA_ID, FakeCa, ME};
 use super::*;
 use crate::Credentials;
+use crate::testing;
 use crate::testing::{Frozen, HOUR, START, TestCa, advance, freeze, id, soon};
 
 /// A client at work.
@@ -29,7 +30,7 @@ impl Drop for Client {
 
 impl Client {
     fn of(ca: Arc<FakeCa>, config: CaClient) -> Self {
-        let Started { credentials, status, task } = start(config, id(ME), ca.clock.shared());
+        let Started { credentials, status, task } = start(config, id(ME), testing::shared(&ca.clock));
         Self { ca, credentials, status, task: tokio::spawn(task), _frozen: freeze() }
     }
 

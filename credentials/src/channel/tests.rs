@@ -14,6 +14,7 @@ use tonic::transport::server::Connected as _;
 
 use super::*;
 use crate::ca::fake::{CA_ID, FakeCa, ME};
+use crate::testing;
 use crate::testing::{HOUR, START, TestCa, advance, freeze, id, settle, soon};
 use crate::{ClientAuth, Credentials, IncomingLimits, incoming};
 
@@ -83,7 +84,7 @@ async fn each_connect_uses_the_credentials_of_that_moment() {
     // ... and so would the second now.
     assert_eq!(pod.fails().await.0, "own_svid_expired");
     let svid = pod.ca.signer().svid_during(ME, START, START + 5 * HOUR);
-    let third = Credentials::new(Arc::new(svid), pod.ca.signer().bundles(), pod.ca.clock.shared()).unwrap();
+    let third = Credentials::new(Arc::new(svid), pod.ca.signer().bundles(), testing::shared(&pod.ca.clock)).unwrap();
     let leaf = third.svid().spki_sha256();
     pod.published.send_replace(Some(Arc::new(third)));
     pod.open().await.unwrap();
@@ -176,7 +177,7 @@ async fn without_credentials_nobody_is_accepted() {
 #[tokio::test(start_paused = true)]
 async fn with_expired_credentials_nobody_is_accepted() {
     let _frozen = freeze();
-    let clock = crate::testing::TestClock::new();
+    let clock = testing::clock();
     let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
     clock.step(HOUR as i64 + 1);
     let it = listening(IncomingLimits::default(), Some(credentials)).await;
@@ -186,7 +187,7 @@ async fn with_expired_credentials_nobody_is_accepted() {
 #[tokio::test(start_paused = true)]
 async fn connections_beyond_the_limit_are_shed_not_queued() {
     let _frozen = freeze();
-    let clock = crate::testing::TestClock::new();
+    let clock = testing::clock();
     let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
     let limits = IncomingLimits { connections: 1, ..IncomingLimits::default() };
     let it = listening(limits, Some(credentials)).await;
@@ -222,7 +223,7 @@ async fn idle_from(source: &str, address: std::net::SocketAddr) -> Option<TcpStr
 #[tokio::test(start_paused = true)]
 async fn one_source_holds_a_quarter_of_the_connections_at_most() {
     let _frozen = freeze();
-    let clock = crate::testing::TestClock::new();
+    let clock = testing::clock();
     let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
     // Handshakes are plenty: it is the connections that run out.
     let limits = IncomingLimits { connections: 8, handshakes: 100, ..IncomingLimits::default() };
@@ -238,7 +239,7 @@ async fn one_source_holds_a_quarter_of_the_connections_at_most() {
 #[tokio::test(start_paused = true)]
 async fn one_address_holds_no_more_connections_than_it_can_need() {
     let _frozen = freeze();
-    let clock = crate::testing::TestClock::new();
+    let clock = testing::clock();
     let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
     let limits = IncomingLimits { of_one_address: 2, ..IncomingLimits::default() };
     let it = listening(limits, Some(credentials)).await;
@@ -253,11 +254,11 @@ async fn one_address_holds_no_more_connections_than_it_can_need() {
 #[tokio::test(start_paused = true)]
 async fn clients_without_a_certificate_take_no_place_of_those_with_one() {
     let _frozen = freeze();
-    let (ca, clock) = (TestCa::new("cluster.local"), crate::testing::TestClock::new());
+    let (ca, clock) = (TestCa::new("cluster.local"), testing::clock());
     let limits = IncomingLimits { nameless: 1, ..IncomingLimits::default() };
     let mut it = listening_to(ClientAuth::Optional, limits, Some(ca.credentials(CA_ID, &clock))).await;
     let (me, limit, ca_id) = (ca.credentials(ME, &clock), Duration::from_secs(5), id(CA_ID));
-    let (bundles, shared) = (ca.bundles(), clock.shared());
+    let (bundles, shared) = (ca.bundles(), testing::shared(&clock));
     let dial = || TcpStream::connect(it.address);
     let mut nameless = Vec::new();
     for _ in 0..2 {
@@ -282,7 +283,7 @@ async fn clients_without_a_certificate_take_no_place_of_those_with_one() {
 #[tokio::test(start_paused = true)]
 async fn a_handshake_that_fails_is_counted_by_its_reason() {
     let _frozen = freeze();
-    let clock = crate::testing::TestClock::new();
+    let clock = testing::clock();
     let credentials = TestCa::new("cluster.local").credentials(CA_ID, &clock);
     let it = listening(IncomingLimits::default(), Some(credentials)).await;
     let mut client = TcpStream::connect(it.address).await.unwrap();
@@ -297,13 +298,13 @@ async fn a_handshake_that_fails_is_counted_by_its_reason() {
 #[tokio::test(start_paused = true)]
 async fn a_client_without_a_certificate_holds_its_place_no_longer_than_it_needs() {
     let _frozen = freeze();
-    let clock = crate::testing::TestClock::new();
+    let clock = testing::clock();
     let ca = TestCa::new("cluster.local");
     let mut it =
         listening_to(ClientAuth::Optional, IncomingLimits::default(), Some(ca.credentials(CA_ID, &clock))).await;
     let (me, limit) = (ca.credentials(ME, &clock), Duration::from_secs(5));
     let dial = || TcpStream::connect(it.address);
-    let (bundles, shared, ca_id) = (ca.bundles(), clock.shared(), id(CA_ID));
+    let (bundles, shared, ca_id) = (ca.bundles(), testing::shared(&clock), id(CA_ID));
     let nameless = connect_anonymous(dial().await.unwrap(), &bundles, &shared, &[ALPN_H2], &ca_id, limit);
     let (nameless, theirs) = tokio::join!(nameless, it.incoming.next());
     let (_nameless, mut theirs) = (nameless.unwrap(), theirs.unwrap().unwrap());
@@ -367,7 +368,7 @@ impl CertificateAuthority for Chatty {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_messages_that_wait_for_a_busy_reader_do_not_end_the_connection() {
-    let (ca, clock) = (TestCa::new("cluster.local"), crate::testing::TestClock::new());
+    let (ca, clock) = (TestCa::new("cluster.local"), testing::clock());
     let it = listening(IncomingLimits::default(), Some(ca.credentials(CA_ID, &clock))).await;
     let (sent, mut on_the_way) = watch::channel(0);
     let service = CertificateAuthorityServer::new(Chatty(Mutex::new(Some(sent))));

@@ -2,7 +2,8 @@ use rustls::crypto::SupportedKxGroup;
 use rustls::{NamedGroup, ProtocolVersion, SignatureScheme};
 
 use super::*;
-use crate::testing::{TestCa, TestClock, id};
+use crate::testing;
+use crate::testing::{TestCa, id};
 use countersign_api::names::ALPN;
 
 const ME: &str = "spiffe://cluster.local/ns/shop/sa/frontend";
@@ -13,7 +14,7 @@ fn groups(provider: &rustls::crypto::CryptoProvider) -> Vec<NamedGroup> {
 
 #[tokio::test]
 async fn a_server_configuration_leaves_no_way_around_the_verifier() {
-    let credentials = TestCa::new("cluster.local").credentials(ME, &TestClock::new());
+    let credentials = TestCa::new("cluster.local").credentials(ME, &testing::clock());
     let (config, slot) = accept_config(&credentials, &[ALPN], ClientAuth::Required);
     assert!(!config.session_storage.can_cache());
     assert!(!config.ticketer.enabled());
@@ -30,9 +31,9 @@ async fn a_server_configuration_leaves_no_way_around_the_verifier() {
 
 #[tokio::test]
 async fn a_client_configuration_never_resumes_and_sends_no_name() {
-    let credentials = TestCa::new("cluster.local").credentials(ME, &TestClock::new());
+    let credentials = TestCa::new("cluster.local").credentials(ME, &testing::clock());
     let (with, _) = connect_config(&credentials, &[ALPN], &id(ME));
-    let clock = TestClock::new().shared();
+    let clock = testing::shared(&testing::clock());
     let (without, _) = connect_config_anonymous(credentials.bundles(), &[ALPN], &id(ME), &clock).unwrap();
     for config in [&with, &without] {
         assert!(!config.enable_early_data);
@@ -50,7 +51,7 @@ async fn a_client_configuration_never_resumes_and_sends_no_name() {
 
 #[tokio::test]
 async fn tls_1_3_and_our_three_groups_are_all_there_is() {
-    let credentials = TestCa::new("cluster.local").credentials(ME, &TestClock::new());
+    let credentials = TestCa::new("cluster.local").credentials(ME, &testing::clock());
     let (server, _) = accept_config(&credentials, &[ALPN], ClientAuth::Required);
     let (client, _) = connect_config(&credentials, &[ALPN], &id(ME));
     for provider in [server.crypto_provider(), client.crypto_provider()] {
@@ -63,7 +64,7 @@ async fn tls_1_3_and_our_three_groups_are_all_there_is() {
 
 #[tokio::test]
 async fn only_modern_signatures_prove_possession() {
-    let credentials = TestCa::new("cluster.local").credentials(ME, &TestClock::new());
+    let credentials = TestCa::new("cluster.local").credentials(ME, &testing::clock());
     let verifier = Verifier::of_clients(Arc::clone(&credentials.trust), true, PeerSlot::default());
     let schemes = rustls::server::danger::ClientCertVerifier::supported_verify_schemes(&verifier);
     let allowed = [
@@ -85,7 +86,7 @@ fn signature() -> rustls::DigitallySignedStruct {
 
 #[tokio::test]
 async fn a_tls_1_2_signature_is_refused_in_either_role() {
-    let credentials = TestCa::new("cluster.local").credentials(ME, &TestClock::new());
+    let credentials = TestCa::new("cluster.local").credentials(ME, &testing::clock());
     let leaf = &credentials.svid().chain()[0];
     let clients = Verifier::of_clients(Arc::clone(&credentials.trust), true, PeerSlot::default());
     rustls::server::danger::ClientCertVerifier::verify_tls12_signature(&clients, b"", leaf, &signature()).unwrap_err();

@@ -1,19 +1,20 @@
 use rcgen::{ExtendedKeyUsagePurpose, KeyPair};
 
 use super::*;
-use crate::testing::{HOUR, START, TestCa, TestClock, leaf_params, private};
+use crate::testing;
+use crate::testing::{HOUR, START, TestCa, leaf_params, private};
 
 const ME: &str = "spiffe://cluster.local/ns/shop/sa/frontend";
 
 fn refused(ca: &TestCa, svid: Svid, bundles: BundleSet) -> CredentialsError {
     let _ = ca;
-    Credentials::new(Arc::new(svid), bundles, TestClock::new().shared()).unwrap_err()
+    Credentials::new(Arc::new(svid), bundles, testing::shared(&testing::clock())).unwrap_err()
 }
 
 #[tokio::test]
 async fn a_good_svid_makes_credentials() {
     let ca = TestCa::new("cluster.local");
-    let credentials = ca.credentials(ME, &TestClock::new());
+    let credentials = ca.credentials(ME, &testing::clock());
     assert_eq!(credentials.id().as_str(), ME);
     assert_eq!(credentials.generation(), 1);
     assert_eq!(credentials.expires_at().as_secs(), START + HOUR);
@@ -60,7 +61,7 @@ async fn a_bundle_of_another_trust_domain_does_not_vouch_for_us() {
 #[tokio::test]
 async fn a_bundle_without_our_root_is_taken_and_says_so() {
     let (ca, next) = (TestCa::new("cluster.local"), TestCa::new("cluster.local"));
-    let credentials = ca.credentials(ME, &TestClock::new());
+    let credentials = ca.credentials(ME, &testing::clock());
     let bundles = BundleSet::new(vec![next.bundle(2)]).unwrap();
     let moved = credentials.with_bundles(bundles).unwrap();
     assert!(!moved.own_chain_trusted());
@@ -76,7 +77,7 @@ async fn debug_output_shows_no_key() {
     let ca = TestCa::new("cluster.local");
     let key = KeyPair::generate().unwrap();
     let svid = Svid::new(ca.sign(ME, &key, START - 60, START + HOUR), private(&key)).unwrap();
-    let credentials = Credentials::new(Arc::new(svid), ca.bundles(), TestClock::new().shared()).unwrap();
+    let credentials = Credentials::new(Arc::new(svid), ca.bundles(), testing::shared(&testing::clock())).unwrap();
     let shown = format!("{credentials:?} {:?}", credentials.svid());
     assert!(shown.contains(ME));
     let secret = key.serialized_der();

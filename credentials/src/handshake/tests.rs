@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use super::*;
 use crate::provider::provider;
+use crate::testing;
 use crate::testing::{HOUR, START, TestCa, TestClock, id, private};
 use countersign_api::names::{ALPN, ALPN_H2};
 
@@ -41,13 +42,13 @@ async fn raw_client(config: ClientConfig, server: &Credentials) -> (io::Result<(
 
 struct Mesh {
     ca: TestCa,
-    clock: Arc<TestClock>,
+    clock: TestClock,
     front: Credentials,
     back: Credentials,
 }
 
 fn mesh() -> Mesh {
-    let (ca, clock) = (TestCa::new("cluster.local"), TestClock::new());
+    let (ca, clock) = (TestCa::new("cluster.local"), testing::clock());
     let (front, back) = (ca.credentials(FRONT, &clock), ca.credentials(BACK, &clock));
     Mesh { ca, clock, front, back }
 }
@@ -79,7 +80,7 @@ async fn both_sides_prove_who_they_are() {
 async fn a_client_without_a_certificate_is_refused() {
     let mesh = mesh();
     let (near, far) = duplex(64 * 1024);
-    let (clock, expected) = (mesh.clock.shared(), id(BACK));
+    let (clock, expected) = (testing::shared(&mesh.clock), id(BACK));
     let anonymous = async {
         let bundles = mesh.ca.bundles();
         let (mut tls, _) = connect_anonymous(near, &bundles, &clock, &[ALPN], &expected, LIMIT).await.unwrap();
@@ -93,7 +94,7 @@ async fn a_client_without_a_certificate_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn where_a_certificate_is_optional_none_is_fine_and_a_bad_one_is_not() {
     let mesh = mesh();
-    let (clock, expected) = (mesh.clock.shared(), id(BACK));
+    let (clock, expected) = (testing::shared(&mesh.clock), id(BACK));
 
     let (near, far) = duplex(64 * 1024);
     let bundles = mesh.ca.bundles();
@@ -130,11 +131,11 @@ async fn where_a_certificate_is_optional_none_is_fine_and_a_bad_one_is_not() {
 fn stranger_who_trusts(
     ours: &TestCa,
     trust_domain: &str,
-    clock: &Arc<TestClock>,
+    clock: &TestClock,
 ) -> impl Fn(&SpiffeId) -> (Arc<ClientConfig>, PeerSlot) {
     let theirs = TestCa::new(trust_domain);
     let own = theirs.credentials(&format!("spiffe://{trust_domain}/ns/shop/sa/frontend"), clock);
-    let (bundles, clock) = (ours.bundles(), clock.shared());
+    let (bundles, clock) = (ours.bundles(), testing::shared(clock));
     move |expected| {
         let (config, slot) = connect_config_anonymous(&bundles, &[ALPN], expected, &clock).unwrap();
         let mut config = Arc::unwrap_or_clone(config);
@@ -178,10 +179,10 @@ async fn a_server_of_a_strangers_ca_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn an_expired_peer_is_refused_on_either_side() {
     let mesh = mesh();
-    let later = TestClock::new();
+    let later = testing::clock();
     later.step(2 * HOUR as i64);
     let svid = Arc::new(mesh.ca.svid_during(BACK, START, START + 9 * HOUR));
-    let back = Credentials::new(svid, mesh.ca.bundles(), later.shared()).unwrap();
+    let back = Credentials::new(svid, mesh.ca.bundles(), testing::shared(&later)).unwrap();
     let (_, server) = shake(&mesh.front, &back, BACK).await;
     assert_eq!(refusal(&server.map(drop).unwrap_err()), "expired");
     let (client, _) = shake(&back, &mesh.front, FRONT).await;
@@ -191,10 +192,10 @@ async fn an_expired_peer_is_refused_on_either_side() {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_is_not_yet_valid_is_refused_on_either_side() {
     let mesh = mesh();
-    let earlier = TestClock::new();
+    let earlier = testing::clock();
     earlier.step(-2 * HOUR as i64);
     let svid = Arc::new(mesh.ca.svid_during(BACK, START - 9 * HOUR, START + HOUR));
-    let back = Credentials::new(svid, mesh.ca.bundles(), earlier.shared()).unwrap();
+    let back = Credentials::new(svid, mesh.ca.bundles(), testing::shared(&earlier)).unwrap();
     let (_, server) = shake(&mesh.front, &back, BACK).await;
     assert_eq!(refusal(&server.map(drop).unwrap_err()), "not_yet_valid");
     let (client, _) = shake(&back, &mesh.front, FRONT).await;
@@ -429,7 +430,7 @@ async fn p384_ed25519_and_rsa_pss_keys_prove_possession_too() {
         let key = KeyPair::generate_for(kind).unwrap();
         let chain = mesh.ca.sign(FRONT, &key, START - 60, START + HOUR);
         let svid = countersign_identity::Svid::new(chain, private(&key)).unwrap();
-        let front = Credentials::new(Arc::new(svid), mesh.ca.bundles(), mesh.clock.shared()).unwrap();
+        let front = Credentials::new(Arc::new(svid), mesh.ca.bundles(), testing::shared(&mesh.clock)).unwrap();
         let (client, server) = shake(&front, &mesh.back, BACK).await;
         client.unwrap();
         assert_eq!(server.unwrap().1.id().as_str(), FRONT);

@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::watch;
 
 use super::*;
+use crate::testing;
 use crate::testing::{HOUR, START, TestCa, TestClock};
 use crate::{Clock as _, Credentials};
 
@@ -14,7 +15,7 @@ const PEER: &str = "spiffe://cluster.local/ns/shop/sa/backend";
 
 struct Fixture {
     ca: TestCa,
-    clock: Arc<TestClock>,
+    clock: TestClock,
     published: watch::Sender<Option<Arc<Credentials>>>,
     lived: Lived<DuplexStream>,
     far: DuplexStream,
@@ -22,12 +23,12 @@ struct Fixture {
 
 /// A connection with a peer of our own CA, which lives until `until`.
 fn fixture(until: u64) -> Fixture {
-    let (ca, clock) = (TestCa::new("cluster.local"), TestClock::new());
+    let (ca, clock) = (TestCa::new("cluster.local"), testing::clock());
     let (published, mut watch) = watch::channel(Some(Arc::new(ca.credentials(ME, &clock))));
     watch.mark_unchanged();
     let life = Life {
         until: UnixTime::since_unix_epoch(Duration::from_secs(until)),
-        clock: clock.shared(),
+        clock: testing::shared(&clock),
         watch: Some(watch),
         bundles: ca.bundles(),
         chain: ca.sign(PEER, &KeyPair::generate().unwrap(), START - 60, START + HOUR),

@@ -1,28 +1,16 @@
 use super::*;
 use crate::testing::{TestCa, links_between, tcp_pair};
 use crate::wire::frame::Took;
-use countersign_credentials::{Clock, SharedClock};
-use rustls::pki_types::UnixTime;
-use std::sync::atomic::{AtomicU64, Ordering};
+use countersign_kit::TestClock;
 use std::task::Poll;
 
 const LIMITS: Limits = Limits { total: 3, each: 2, idle: Duration::from_secs(30) };
-
-/// A wall clock that can be set forward.
-#[derive(Debug, Default)]
-struct Steps(AtomicU64);
-
-impl Clock for Steps {
-    fn now(&self) -> UnixTime {
-        UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + self.0.load(Ordering::Relaxed)))
-    }
-}
 
 struct Case {
     pool: Pool,
     key: Key,
     life: Duration,
-    clock: Arc<Steps>,
+    clock: TestClock,
     servers: Vec<Link>,
 }
 
@@ -34,13 +22,13 @@ impl Case {
             id: SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/backend").unwrap(),
             credentials: Generation::of(&credentials),
         };
-        Self { pool: Pool::new(LIMITS, Gauge::default()), key, life, clock: Arc::default(), servers: Vec::new() }
+        Self { pool: Pool::new(LIMITS, Gauge::default()), key, life, clock: TestClock::from_now(), servers: Vec::new() }
     }
 
     async fn put(&mut self, key: Key) {
         let ca = TestCa::new("cluster.local");
-        let clock = || Arc::clone(&self.clock) as SharedClock;
-        let [frontend, backend] = ["frontend", "backend"].map(|name| ca.credentials_by(name, self.life, clock()));
+        let [frontend, backend] =
+            ["frontend", "backend"].map(|name| ca.credentials_by(name, self.life, self.clock.clock()));
         let limit = Duration::from_secs(10);
         let (client, server) = links_between(tcp_pair().await, &frontend, &backend, limit).await;
         let (mut link, peer) = client;
@@ -111,9 +99,9 @@ async fn a_link_whose_credentials_ended_by_the_wall_clock_alone_is_not_used() {
     let mut case = Case::new(Duration::from_secs(3600));
     case.put(case.key.clone()).await;
     case.put(case.key.clone()).await;
-    case.clock.0.store(3590, Ordering::Relaxed);
+    case.clock.advance(3590);
     assert!(case.pool.take(&case.key, Instant::now()).is_some());
-    case.clock.0.store(3610, Ordering::Relaxed); // a machine that slept
+    case.clock.advance(20); // a machine that slept
     assert!(case.pool.take(&case.key, Instant::now()).is_none());
 }
 
@@ -127,7 +115,7 @@ async fn an_open_connection_ends_when_the_wall_clock_passes_its_credentials_end(
     let timer = std::pin::pin!(tokio::time::sleep_until(open.peer.ends()));
     let mut over = std::pin::pin!(open.peer.over(timer));
     assert!(tokio::time::timeout(minute, &mut over).await.is_err());
-    case.clock.0.store(3610, Ordering::Relaxed); // a machine that slept
+    case.clock.advance(3610); // a machine that slept
     tokio::time::timeout(minute, &mut over).await.unwrap();
 }
 

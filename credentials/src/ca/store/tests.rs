@@ -1,5 +1,6 @@
 use super::*;
-use crate::testing::{TestCa, TestClock, id};
+use crate::testing;
+use crate::testing::{TestCa, id};
 
 const ME: &str = "spiffe://cluster.local/ns/shop/sa/frontend";
 
@@ -13,7 +14,7 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let (ca, next) = (TestCa::new("cluster.local"), TestCa::new("cluster.local"));
-    let clock = TestClock::new().shared();
+    let clock = testing::shared(&testing::clock());
     let (store, published, status) = Store::new(ca.trust_domain.clone(), id(ME), clock);
     Fixture { ca, next, store, published, status }
 }
