@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use countersign_kit::packet::{Segment, flag};
-use countersign_kit::{Inside, Raw};
+use countersign_kit::{Forger, Inside};
 use countersign_proxy::intercept::guard::{BadDestination, Own};
 
 use crate::Promise;
@@ -38,79 +37,34 @@ enum Fate {
 
 /// A neighbour with raw sockets, whose own kernel keeps quiet.
 struct Neighbour {
-    stage: Stage,
-    raw: Raw,
-    victim: [u8; 6],
+    forger: Forger,
+    own: SocketAddr,
     proxy: Receiver<Seen>,
     apps: Vec<Receiver<Seen>>,
-    port: u16,
+    _stage: Stage, // ends last
 }
 
 impl Neighbour {
     fn new(stage: Stage) -> Self {
-        // A kernel that knows no such connection would answer the SYN-ACK with a reset.
-        stage
-            .neighbour
-            .nft("table inet quiet {\nchain output {\ntype filter hook output priority 0; policy accept;\ntcp flags & rst == rst drop\n}\n}\n")
-            .unwrap();
-        let raw = Raw::open(&stage.neighbour, "eth0").unwrap();
-        raw.set_patience(Duration::from_millis(50)).unwrap();
-        let victim = Raw::open(&stage.pod, "eth0").unwrap().hardware();
+        let forger = Forger::new(&stage.neighbour, &stage.pod).unwrap();
         let proxy = listen(&stage.pod, any(15006), "inbound");
         // On all addresses, and on loopback alone: an admin port that believes it is local.
         let apps = [any(8080), "127.0.0.1:9999".parse().unwrap(), "[::1]:9999".parse().unwrap(), any(15001)];
         let apps = apps.map(|at| listen(&stage.pod, at, "app")).into();
-        Self { stage, raw, victim, proxy, apps, port: 40_000 }
+        Self { own: SocketAddr::new(stage.pod.v4().into(), 8080), forger, proxy, apps, _stage: stage }
     }
 
     /// A whole handshake with `destination`, of which the kernel here knows nothing; then the same with an address that must
     /// answer: as frames keep their order, whatever the first did is done by then.
     fn knock(&mut self, destination: SocketAddr) -> Fate {
-        let own = SocketAddr::new(self.stage.pod.v4().into(), 8080);
-        let answered = self.handshake(destination, own);
+        let own = self.own;
+        let answered = self.forger.handshake(destination, own).unwrap();
         // A third, as the last step of the first may still be on its way up.
-        self.handshake(own, own);
+        self.forger.handshake(own, own).unwrap();
         if let Some(seen) = self.seen_of(answered) {
             return seen;
         }
         Fate::Nothing
-    }
-
-    /// Sends SYN to both, answers every SYN-ACK; the port of `target` if that one was answered.
-    fn handshake(&mut self, target: SocketAddr, fence: SocketAddr) -> Option<u16> {
-        let (port, fence_port) = (self.port, self.port + 1);
-        self.port += 2;
-        let begun = Instant::now();
-        self.send(port, target, flag::SYN, (1, 0));
-        let mut answered = None;
-        let mut buffer = vec![0; 2048];
-        self.send(fence_port, fence, flag::SYN, (1, 0));
-        loop {
-            assert!(begun.elapsed() < SOON, "the pod's own address must answer");
-            let Ok(length) = self.raw.receive(&mut buffer) else {
-                self.send(fence_port, fence, flag::SYN, (1, 0));
-                continue;
-            };
-            let Some(segment) = Segment::read(&buffer[..length]) else { continue };
-            let to = segment.destination.port();
-            if !segment.has(flag::SYN | flag::ACK) || (to != port && to != fence_port) {
-                continue;
-            }
-            let from = if to == port { target } else { fence };
-            self.send(to, from, flag::ACK, (2, segment.sequence.wrapping_add(1)));
-            if to == port {
-                answered = Some(port);
-            } else {
-                return answered;
-            }
-        }
-    }
-
-    fn send(&self, port: u16, destination: SocketAddr, flags: u8, (sequence, acknowledged): (u32, u32)) {
-        let [v4, v6] = self.stage.neighbour.addresses();
-        let source = SocketAddr::new(if destination.is_ipv4() { v4 } else { v6 }, port);
-        let segment = Segment { source, destination, sequence, acknowledged, flags, payload: Vec::new() };
-        self.raw.send(&segment.frame(self.raw.hardware(), self.victim)).unwrap();
     }
 
     /// Which listener saw the connection from this port; it was answered, so one of them will.
