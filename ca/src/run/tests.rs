@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Parser as _;
 use countersign_api::ca::certificate_authority_client::CertificateAuthorityClient;
-use countersign_api::ca::{IssueSvidRequest, WatchBundleRequest};
+use countersign_api::ca::{IssueSvidRequest, IssueSvidResponse, WatchBundleRequest};
 use countersign_credentials::{CaClient, ChannelSettings, Started, TlsAs, channel, system_clock};
 use countersign_identity::{BundleSet, Purpose, SpiffeId, TrustBundle, verify_svid};
 use rustls_pki_types::CertificateDer;
@@ -84,12 +84,16 @@ impl Desk {
 
     /// A client without an SVID.
     fn nobody(&self) -> CertificateAuthorityClient<Channel> {
-        CertificateAuthorityClient::new(channel(ChannelSettings {
+        CertificateAuthorityClient::new(self.anonymous())
+    }
+
+    fn anonymous(&self) -> Channel {
+        channel(ChannelSettings {
             address: self.ca.listen.to_string(),
             expected: ca_id(),
             tls: TlsAs::Nobody(self.bundles(), system_clock()),
             mark: None,
-        }))
+        })
     }
 
     fn request(&self) -> IssueSvidRequest {
@@ -333,4 +337,24 @@ async fn what_cannot_start_says_why_and_leaves_no_root() {
     assert!(matches!(&error, StartError::Bind { flag: "--listen", .. }), "{error}");
     let error = failed(config(&dir, &["--admin-socket", dir.path().join("jwks").to_str().unwrap()])).await;
     assert!(matches!(&error, StartError::Admin(SocketError::NotASocket(_))), "{error}");
+}
+
+/// A caller that opens a call and then says nothing holds its place on the connection for ten seconds, not for ever.
+#[tokio::test]
+async fn a_call_whose_request_does_not_come_is_ended() {
+    let desk = desk(&[]).await;
+    let mut client = tonic::client::Grpc::new(desk.anonymous());
+    desk.nobody().issue_svid(desk.request()).await.unwrap(); // all that is made once is made
+    client.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/countersign.ca.v1.CertificateAuthority/IssueSvid");
+    let codec = tonic_prost::ProstCodec::<IssueSvidRequest, IssueSvidResponse>::default();
+    let silent = tonic::Request::new(tokio_stream::pending::<IssueSvidRequest>());
+    tokio::time::pause(); // nothing is on its way but what is bounded by a timer
+    let began = tokio::time::Instant::now();
+    let end = client.client_streaming(silent, path, codec).await.unwrap_err();
+    let took = began.elapsed();
+    assert_eq!(end.code(), Code::Cancelled, "{end:?}");
+    assert!((Duration::from_secs(10)..Duration::from_secs(12)).contains(&took), "{took:?}");
+    tokio::time::resume();
+    desk.nobody().issue_svid(desk.request()).await.unwrap();
 }
