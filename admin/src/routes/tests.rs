@@ -134,3 +134,40 @@ async fn what_is_under_a_path_is_answered_by_what_follows() {
     assert_eq!(served.ask("POST", "/things/0a", "").await.0, 405);
     assert_eq!(served.ask("GET", "/things", "").await.0, 404);
 }
+
+#[tokio::test]
+async fn what_takes_a_while_holds_up_nobody_and_is_done_although_the_caller_goes_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let (begun, done) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let go_on = Arc::new(tokio::sync::Semaphore::new(0));
+    let (begins, goes, dones) = (Arc::clone(&begun), Arc::clone(&go_on), Arc::clone(&done));
+    let routes = Routes::new(Log::none()).get("/status", || http::json(&json!({ "ready": true })));
+    let routes = routes.post_later("/step", move || {
+        let (begins, goes, dones) = (Arc::clone(&begins), Arc::clone(&goes), Arc::clone(&dones));
+        async move {
+            begins.add_permits(1);
+            goes.acquire().await.unwrap().forget();
+            dones.fetch_add(1, Ordering::SeqCst);
+            http::text(StatusCode::OK, "taken\n")
+        }
+    });
+    let task = tokio::spawn(serve(bind(&socket).unwrap(), routes, |_| {}));
+    let served = Served { _folder: folder, socket, drained: Arc::default(), shed: Arc::default(), task };
+
+    let mut gone = UnixStream::connect(&served.socket).await.unwrap();
+    gone.write_all(b"POST /step HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    begun.acquire().await.unwrap().forget();
+    assert_eq!(served.get("/status").await["ready"], true);
+    drop(gone);
+    go_on.add_permits(2);
+    assert_eq!(served.ask("POST", "/step", "").await, (200, "taken\n".to_owned()));
+    let both = async {
+        while done.load(Ordering::SeqCst) < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), both).await.unwrap();
+    assert_eq!(served.ask("GET", "/step", "").await.0, 405);
+    served.task.abort();
+}
