@@ -19,6 +19,9 @@ use super::*;
 use crate::config::Args;
 use crate::testing::{ISSUER, TokenIssuer, claims, csr, p256, private_dir, rsa, write_jwks};
 
+mod clocks;
+mod outage;
+
 struct Desk {
     dir: TempDir,
     tokens: TokenIssuer,
@@ -112,19 +115,32 @@ impl Desk {
 
     /// The client of proxies, for `account`.
     fn workload(&self, account: &str, ttl: Option<Duration>) -> Started {
+        self.workload_by(account, ttl, system_clock())
+    }
+
+    /// By a clock of its own.
+    fn workload_by(&self, account: &str, ttl: Option<Duration>, clock: SharedClock) -> Started {
+        countersign_credentials::start(self.client(account, ttl, self.ca.listen), id(account), clock)
+    }
+
+    /// By another road than straight to the CA.
+    fn workload_at(&self, account: &str, address: SocketAddr) -> Started {
+        countersign_credentials::start(self.client(account, None, address), id(account), system_clock())
+    }
+
+    fn client(&self, account: &str, ttl: Option<Duration>, address: SocketAddr) -> CaClient {
         let token_file = self.dir.path().join(format!("token-{account}"));
         std::fs::write(&token_file, self.token(account)).unwrap();
-        let config = CaClient {
+        CaClient {
             trust_domain: countersign_identity::TrustDomain::parse("mesh.test").unwrap(),
-            ca_address: self.ca.listen.to_string(),
+            ca_address: address.to_string(),
             ca_id: ca_id(),
             token_file,
             bootstrap: self.ca.bundle.clone(),
             mark: None,
             ttl,
             tally: countersign_credentials::Tally::none(),
-        };
-        countersign_credentials::start(config, id(account), system_clock())
+        }
     }
 
     async fn health(&self, request: &str) -> String {
