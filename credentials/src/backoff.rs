@@ -56,7 +56,7 @@ pub(crate) fn jittered(span: Duration, part: f64) -> Duration {
 }
 
 /// A span drawn evenly from zero to `most`.
-pub(crate) fn up_to(most: Duration) -> Duration {
+pub fn up_to(most: Duration) -> Duration {
     most.mul_f64(rand::rng().random::<f64>())
 }
 

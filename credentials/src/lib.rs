@@ -32,7 +32,7 @@ mod window;
 #[cfg(test)]
 mod testing;
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, up_to};
 pub use ca::{CaClient, LastError, Started, Status, Tally, start};
 pub use channel::{ChannelError, ChannelSettings, TlsAs, channel, reason};
 pub use clock::{Clock, SharedClock, SystemClock, system_clock};

@@ -22,6 +22,9 @@ use crate::channel::{ChannelSettings, TlsAs, channel};
 
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
+/// When a stream that was open is lost, the next is opened within this time, drawn evenly: a CA that restarts loses all of the
+/// mesh's in the same instant, and whoever follows the bundle is in no hurry.
+const SPREAD: Duration = Duration::from_secs(5);
 /// A stream that lasted so long was a good one: the next delay starts small. One that breaks sooner does not count as a
 /// success, or a CA that lets us in and throws us out would be dialled several times a second for ever.
 const STEADY: Duration = Duration::from_secs(30);
@@ -40,14 +43,15 @@ pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>, mut watch: Wat
             return;
         }
         let began = Instant::now();
-        let end = follow(&config, &store, &mut watch).await;
+        let mut open = false;
+        let end = follow(&config, &store, &mut watch, &mut open).await;
         if began.elapsed() >= STEADY {
             backoff.succeeded();
         }
         match end {
             Ok(()) => store.following(false, None),
             Err(error) => {
-                let delay = backoff.failed();
+                let delay = if open { backoff.failed().max(up_to(SPREAD)) } else { backoff.failed() };
                 store.following(false, Some(&error));
                 warn!(%error, label = error.label(), retry_ms = delay.as_millis() as u64, "bundle stream ended");
                 tokio::time::sleep(delay).await;
@@ -56,12 +60,13 @@ pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>, mut watch: Wat
     }
 }
 
-/// One stream. Ends well when our SVID was renewed: the connection would end with the old one.
-async fn follow(config: &CaClient, store: &Store, watch: &mut Watch) -> Result<(), CaError> {
+/// One stream. Ends well when our SVID was renewed: the connection would end with the old one. `opened` is set once it was open.
+async fn follow(config: &CaClient, store: &Store, watch: &mut Watch, opened: &mut bool) -> Result<(), CaError> {
     let ours = leaf(watch);
     let (mut stream, mut reporter) = open(config, store, watch).await?;
     let mut next = first(&mut stream).await?;
     store.following(true, None);
+    *opened = true;
     loop {
         take(store, next);
         next = tokio::select! {

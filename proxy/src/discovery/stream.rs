@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::controller as api;
-use countersign_credentials::{Backoff, ChannelError, ChannelSettings, Credentials, TlsAs, Watch, channel, reason};
+use countersign_credentials::{
+    Backoff, ChannelError, ChannelSettings, Credentials, TlsAs, Watch, channel, reason, up_to,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,6 +20,9 @@ use super::{Shared, answer, workload};
 
 /// First and last bound of the delay between rounds through the addresses.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// When a stream that was open is lost, the next is dialled within this time, drawn evenly: a controller that restarts loses
+/// all of the mesh's in the same instant. Lookups wait a second at most, so it is not more.
+const SPREAD: Duration = Duration::from_secs(2);
 /// Longest that dialling, handshake and the stream's opening may take together.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// A stream that lasted this long was a good one: the next delay starts small.
@@ -64,7 +69,8 @@ pub async fn keep(shared: Arc<Shared>, mut credentials: Watch) {
         turn = turn.wrapping_add(1);
         tracing::warn!(address, reason = label, "controller: {reason}");
         if up_since.is_some() || turn.is_multiple_of(addresses.len()) {
-            pause(backoff.failed(), &mut credentials).await;
+            let spread = if up_since.is_some() { up_to(SPREAD) } else { Duration::ZERO };
+            pause(backoff.failed().max(spread), &mut credentials).await;
         }
     }
 }

@@ -63,7 +63,9 @@ impl FakeController {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, watch) = watch::channel(Some(credentials));
-        let connections = incoming(listener, watch, ClientAuth::Required, IncomingLimits::default(), |_| ());
+        // A whole mesh may come from one address here.
+        let limits = IncomingLimits { of_one_address: 4096, handshakes: 4096, ..IncomingLimits::default() };
+        let connections = incoming(listener, watch, ClientAuth::Required, limits, |_| ());
         let (opened, streams) = mpsc::unbounded_channel();
         let server = Server::builder().add_service(ControllerServer::new(Service(opened)));
         let server = tokio::spawn(async move { server.serve_with_incoming(connections).await.unwrap() });
@@ -121,6 +123,11 @@ impl Stream {
 
     pub async fn say(&self, kind: api::to_proxy::Kind) {
         self.says.send(Ok(ToProxy { kind: Some(kind) })).await.unwrap();
+    }
+
+    /// A message of a kind that came later: an older reader sees none.
+    pub async fn say_unknown(&self) {
+        self.says.send(Ok(ToProxy { kind: None })).await.unwrap();
     }
 
     /// Rules without any rule; what was said before is in force when this returns.

@@ -170,6 +170,98 @@ async fn rules_that_are_not_known_are_in_force_as_refusals_and_acknowledged_by_n
     assert_eq!(proxy.revision().as_deref(), Some("r2"));
 }
 
+/// One version older than whoever wrote the rules: a feature that this one does not know makes an Allow admit nobody and a Deny
+/// refuse everybody, and it says so; beside what it knows, which goes on.
+#[tokio::test]
+async fn rules_of_a_newer_version_never_admit_and_always_refuse() {
+    use countersign_policy::{Attempt, FEATURE_LEVEL, Principal, Source, decide};
+    let ca = TestCa::new("cluster.local");
+    let (_controller, proxy, mut stream) = pair(&ca).await;
+    let known = "{from: [{namespaces: [shop]}], to: [{ports: [8080]}]}";
+    let rule = |name: &str, action: &str, feature: u32| {
+        let text = format!(
+            "apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: {name}, namespace: shop}}\nspec: {{action: {action}, rules: [{known}]}}\n"
+        );
+        let policy = countersign_policy::parse("rules.yaml", &text).unwrap().remove(0);
+        api::Rule {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            action: if action == "Allow" { 1 } else { 2 },
+            feature,
+            // A newer form has what this version cannot parse.
+            policy_json: if feature > FEATURE_LEVEL {
+                policy.to_json().replacen('{', "{\"newer\":true,", 1)
+            } else {
+                policy.to_json()
+            },
+        }
+    };
+    let allowed = |port: u16| {
+        let frontend = Principal::parse("spiffe://cluster.local/ns/shop/sa/frontend").unwrap();
+        let source_ip = "10.77.0.9".parse().unwrap();
+        let attempt = Attempt { source: Source::Authenticated(&frontend), source_ip, port };
+        decide(proxy.discovery.rules().borrow().as_ref().unwrap(), &attempt).allowed()
+    };
+    let newer = FEATURE_LEVEL + 1;
+    let steps = [
+        (vec![rule("known", "Allow", FEATURE_LEVEL)], vec![], true),
+        (vec![rule("newer", "Allow", newer)], vec!["shop/newer"], false),
+        (vec![rule("known", "Allow", FEATURE_LEVEL), rule("newer", "Allow", newer)], vec!["shop/newer"], true),
+        (vec![rule("known", "Allow", FEATURE_LEVEL), rule("newer", "Deny", newer)], vec!["shop/newer"], false),
+        // An older controller says of its rules that they need less than this proxy knows.
+        (vec![rule("older", "Allow", FEATURE_LEVEL.saturating_sub(1))], vec![], true),
+    ];
+    for (step, (rules, unknown, admits)) in steps.into_iter().enumerate() {
+        let revision = format!("step-{step}");
+        let api::to_proxy::Kind::Workload(mut message) = workload(&revision) else { panic!() };
+        message.rules = rules;
+        stream.say(api::to_proxy::Kind::Workload(message)).await;
+        let ack = stream.ack().await;
+        assert_eq!((ack.revision, ack.problem.as_str()), (revision, ""));
+        assert_eq!(ack.unknown_rules, unknown, "step {step}");
+        assert_eq!(allowed(8080), admits, "step {step}");
+        assert!(!allowed(8081), "no rule speaks of it");
+    }
+}
+
+#[tokio::test]
+async fn what_a_newer_controller_says_beyond_what_is_known_changes_nothing() {
+    let ca = TestCa::new("cluster.local");
+    let (_controller, proxy, mut stream) = pair(&ca).await;
+    stream.say_unknown().await;
+    assert_eq!(proxy.revision().as_deref(), Some("r1"));
+    stream.rules("r2").await;
+    assert_eq!(proxy.revision().as_deref(), Some("r2"));
+}
+
+/// What is asserted is how they spread over time, which is theirs to choose, not how fast this machine is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_proxies_come_back_to_a_controller_that_restarted_without_a_storm() {
+    const PROXIES: usize = 1000;
+    const WINDOW: Duration = Duration::from_millis(250);
+    countersign_credentials::raise_open_files(PROXIES * 3);
+    let ca = TestCa::new("cluster.local");
+    let mut controller = FakeController::start(ca.credentials("controller", HOUR)).await;
+    let ours = ca.credentials("frontend", HOUR);
+    let mut proxies = Vec::new();
+    let mut streams = Vec::new();
+    for _ in 0..PROXIES {
+        proxies.push(Proxy::start(&[controller.address], Arc::clone(&ours)));
+        streams.push(controller.stream().await);
+    }
+    let address = controller.stop().await;
+    drop(streams);
+    let mut controller = FakeController::start_at(address, ca.credentials("controller", HOUR)).await;
+    let mut came = Vec::new();
+    for _ in 0..PROXIES {
+        let stream = controller.stream().await;
+        came.push((std::time::Instant::now(), stream));
+    }
+    let peak = (0..PROXIES).map(|at| came[at..].iter().take_while(|one| one.0 - came[at].0 < WINDOW).count()).max();
+    assert!(peak <= Some(PROXIES / 3), "{peak:?} of {PROXIES} came within {WINDOW:?}");
+}
+
 #[tokio::test]
 async fn a_thousand_rules_are_in_force_before_they_are_acknowledged() {
     let ca = TestCa::new("cluster.local");
