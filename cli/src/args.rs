@@ -166,6 +166,12 @@ pub enum ReportCommand {
 pub struct StatusArgs {
     #[command(flatten)]
     pub sockets: SocketArgs,
+    /// Again and again, until Ctrl-C
+    #[arg(long)]
+    pub watch: bool,
+    /// With --watch: seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
 }
 
 #[derive(Debug, clap::Args)]

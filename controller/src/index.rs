@@ -107,6 +107,8 @@ pub struct NamespaceRules {
     pub modes: Modes,
     /// Labels that say what nobody knows; the strictest holds instead.
     pub label_problems: Vec<LabelProblem>,
+    /// Its label asks for sidecars.
+    pub inject: bool,
     /// Its policies, in order of name.
     pub rules: Vec<Arc<Rule>>,
 }

@@ -15,6 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::drift;
 use crate::index::Index;
 use crate::metrics::{Facts, Metrics};
 use crate::server::{Record, Registry};
@@ -98,7 +99,8 @@ impl Inside {
     pub fn status(&self) -> Value {
         let snapshot = self.snapshot();
         let ready = self.ready();
-        let proxies: Vec<Value> = self.registry.records().iter().map(|record| proxy(record)).collect();
+        let records = self.registry.records();
+        let proxies: Vec<Value> = records.iter().map(|record| proxy(record)).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "time": unix_time(self.clock.now().as_secs()),
@@ -107,6 +109,7 @@ impl Inside {
             "trust_domain": snapshot.index.as_ref().map(|index| index.mesh().trust_domain.as_str()),
             "own_svid": self.own_svid(),
             "source": source(&snapshot),
+            "drift": snapshot.index.as_ref().map(|index| drift::drift(index, &records)),
             "proxies": proxies,
         })
     }

@@ -156,6 +156,13 @@ impl Denials {
         denial
     }
 
+    /// How many different denials are remembered, and how often they came in all.
+    pub fn totals(&self) -> (usize, u64) {
+        let ring = self.lock();
+        let counted = ring.entries.values().fold(0u64, |sum, entry| sum.saturating_add(entry.count));
+        (ring.entries.len(), counted)
+    }
+
     /// All that are remembered, the latest first.
     #[must_use]
     pub fn list(&self) -> Vec<DenialView> {

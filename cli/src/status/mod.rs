@@ -1,15 +1,19 @@
 //! `countersign status`: asks running processes how they are, by their admin sockets.
 //!
 //! Called by `main`. It must never show a process that did not answer as well: no answer is exit code 1, no socket 2.
+//! Drift (`drift`) is exit code 1 too.
 
 pub(crate) mod admin;
+mod drift;
 mod row;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use self::drift::Picture;
 use crate::args::{SocketArgs, StatusArgs};
 use crate::output::{self, Format, Style, Verdict};
 
@@ -18,22 +22,78 @@ const DEFAULT_DIR: &str = "/run/countersign";
 /// How deep below `--dir` sockets are looked for.
 const DEPTH: usize = 4;
 
-/// Asks all, prints all.
+/// Sockets that are asked at once.
+const AT_ONCE: usize = 16;
+
+/// Asks all, prints all; once, or until told to end.
 pub fn run(args: &StatusArgs, format: Format) -> Result<Verdict> {
-    let sockets = sockets(&args.sockets)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
-    let answers: Vec<(PathBuf, Result<Value>)> = runtime.block_on(async {
-        let mut answers = Vec::new();
-        for socket in sockets {
-            let answer = admin::status(&socket).await;
-            answers.push((socket, answer));
+    if args.watch {
+        return runtime.block_on(watch::watch(args, format));
+    }
+    let look = runtime.block_on(Look::take(&args.sockets))?;
+    output::either(format, &look.value(), || look.table(Style::detect()))?;
+    Ok(look.verdict())
+}
+
+/// What all of them said at one time.
+struct Look {
+    answers: Vec<(PathBuf, Result<Value>)>,
+    picture: Picture,
+}
+
+impl Look {
+    /// Sockets are looked for anew each time: processes come and go.
+    async fn take(args: &SocketArgs) -> Result<Self> {
+        let sockets = sockets(args)?;
+        let mut answers: Vec<Option<Result<Value>>> = sockets.iter().map(|_| None).collect();
+        let mut asked = sockets.clone().into_iter().enumerate();
+        let mut running = tokio::task::JoinSet::new();
+        let next = |(at, socket): (usize, PathBuf)| async move { (at, admin::status(&socket).await) };
+        asked.by_ref().take(AT_ONCE).for_each(|one| drop(running.spawn(next(one))));
+        while let Some(ended) = running.join_next().await {
+            let (at, answer) = ended.context("asking")?;
+            answers[at] = Some(answer);
+            asked.next().map(|one| running.spawn(next(one)));
         }
-        answers
-    });
-    let all_well = answers.iter().all(|(_, answer)| answer.as_ref().is_ok_and(row::is_well));
-    let values: Vec<Value> = answers.iter().map(|(socket, answer)| value(socket, answer)).collect();
-    output::either(format, &values, || table(&answers, Style::detect()))?;
-    Ok(Verdict::of(all_well))
+        let answers = answers.into_iter().flatten();
+        let answers: Vec<_> = sockets.into_iter().zip(answers).collect();
+        let picture = Picture::of(answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()));
+        Ok(Self { answers, picture })
+    }
+
+    fn verdict(&self) -> Verdict {
+        let all_answer = self.answers.iter().all(|(_, answer)| answer.as_ref().is_ok_and(row::is_well));
+        Verdict::of(all_answer && self.picture.is_well())
+    }
+
+    fn value(&self) -> Value {
+        let processes: Vec<Value> = self.answers.iter().map(|(socket, answer)| value(socket, answer)).collect();
+        json!({ "processes": processes, "drift": self.picture.value() })
+    }
+
+    fn table(&self, style: Style) -> String {
+        let now = time::OffsetDateTime::now_utc();
+        let lag = |answer: &Result<Value>| answer.as_ref().ok().and_then(|status| self.picture.lag(status));
+        let rows = self.answers.iter().map(|(socket, answer)| row::row(socket, answer, lag(answer), now));
+        let mut text = output::table(row::HEAD, &rows.collect::<Vec<_>>());
+        for (socket, answer) in &self.answers {
+            let problems = match answer {
+                Ok(status) => row::problems(status),
+                Err(error) => vec![format!("{error:#}")],
+            };
+            for problem in problems {
+                text += &format!("{} {}: {problem}\n", style.bad("problem"), socket.display());
+            }
+            for note in answer.iter().flat_map(row::notes) {
+                text += &format!("{} {}: {note}\n", style.unsure("note"), socket.display());
+            }
+        }
+        for line in self.picture.lines() {
+            text += &format!("{} {line}\n", style.bad("drift"));
+        }
+        text
+    }
 }
 
 fn value(socket: &Path, answer: &Result<Value>) -> Value {
@@ -41,25 +101,6 @@ fn value(socket: &Path, answer: &Result<Value>) -> Value {
         Ok(status) => json!({ "socket": socket, "status": status }),
         Err(error) => json!({ "socket": socket, "error": format!("{error:#}") }),
     }
-}
-
-fn table(answers: &[(PathBuf, Result<Value>)], style: Style) -> String {
-    let now = time::OffsetDateTime::now_utc();
-    let rows: Vec<_> = answers.iter().map(|(socket, answer)| row::row(socket, answer, now)).collect();
-    let mut text = output::table(row::HEAD, &rows);
-    for (socket, answer) in answers {
-        let problems = match answer {
-            Ok(status) => row::problems(status),
-            Err(error) => vec![format!("{error:#}")],
-        };
-        for problem in problems {
-            text += &format!("{} {}: {problem}\n", style.bad("problem"), socket.display());
-        }
-        for note in answer.iter().flat_map(row::notes) {
-            text += &format!("{} {}: {note}\n", style.unsure("note"), socket.display());
-        }
-    }
-    text
 }
 
 /// The sockets named, and those in the folders named.

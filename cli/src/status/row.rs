@@ -14,7 +14,7 @@ use crate::output;
 
 /// The columns.
 pub const HEAD: &[&str] =
-    &["PROCESS", "STATE", "IDENTITY", "SVID ENDS", "BUNDLE", "RULES", "OPEN", "VERSION", "SOCKET"];
+    &["PROCESS", "STATE", "IDENTITY", "SVID ENDS", "BUNDLE", "RULES", "LAG", "OPEN", "DENIALS", "VERSION", "SOCKET"];
 
 const IDENTITY: &[&str] = &["/own_svid/id", "/svid/id", "/id"];
 const ENDS: &[&str] = &["/own_svid/not_after", "/svid/not_after", "/credentials/not_after"];
@@ -32,8 +32,8 @@ const PROBLEMS: &[&str] = &[
     "/controller/rules_problem",
 ];
 
-/// One row; a process that did not answer has one, too.
-pub fn row(socket: &Path, answer: &Result<Value>, now: OffsetDateTime) -> Vec<String> {
+/// One row; a process that did not answer has one, too. `lag`: seconds for which it has not confirmed its rules, where that is known.
+pub fn row(socket: &Path, answer: &Result<Value>, lag: Option<f64>, now: OffsetDateTime) -> Vec<String> {
     let Ok(status) = answer else {
         let name = socket.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut row = vec![name, "no answer".to_owned()];
@@ -48,7 +48,9 @@ pub fn row(socket: &Path, answer: &Result<Value>, now: OffsetDateTime) -> Vec<St
         first(status, ENDS).map_or_else(missing, |end| ends(&end, now)),
         first(status, BUNDLE).unwrap_or_else(missing),
         first(status, RULES).map_or_else(missing, |revision| revision.chars().take(REVISION).collect()),
+        lag.map_or_else(missing, lagging),
         open(status).unwrap_or_else(missing),
+        first(status, &["/denials/counted"]).unwrap_or_else(missing),
         first(status, &["/version"]).unwrap_or_else(missing),
         socket.display().to_string(),
     ]
@@ -118,6 +120,10 @@ fn open(status: &Value) -> Option<String> {
     }
 }
 
+fn lagging(seconds: f64) -> String {
+    if seconds > 0.0 { format!("{seconds:.1} s") } else { "none".to_owned() }
+}
+
 fn ends(end: &str, now: OffsetDateTime) -> String {
     let unix = end.parse().ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     match unix.or_else(|| OffsetDateTime::parse(end, &Rfc3339).ok()) {
@@ -173,7 +179,7 @@ mod tests {
     #[test]
     fn a_process_that_is_not_ready_is_told_with_its_reason() {
         let now = OffsetDateTime::parse("2026-11-21T11:30:00Z", &Rfc3339).unwrap();
-        let row = row(Path::new("/run/countersign/ca.sock"), &Ok(ca()), now);
+        let row = row(Path::new("/run/countersign/ca.sock"), &Ok(ca()), None, now);
         assert_eq!(
             row[..5],
             [
@@ -190,7 +196,8 @@ mod tests {
 
     #[test]
     fn a_process_that_does_not_answer_has_a_row() {
-        let row = row(Path::new("/run/x/proxy.sock"), &Err(anyhow::anyhow!("refused")), OffsetDateTime::now_utc());
+        let row =
+            row(Path::new("/run/x/proxy.sock"), &Err(anyhow::anyhow!("refused")), None, OffsetDateTime::now_utc());
         assert_eq!(row.len(), HEAD.len());
         assert_eq!(row[1], "no answer");
     }
@@ -204,9 +211,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_shown_as_missing_and_is_not_well() {
-        let row = row(Path::new("/run/x/proxy.sock"), &Ok(json!({})), OffsetDateTime::now_utc());
+        let row = row(Path::new("/run/x/proxy.sock"), &Ok(json!({})), None, OffsetDateTime::now_utc());
         assert_eq!(row[0], "proxy");
-        assert!(row[1..8].iter().all(|cell| cell == "-"), "{row:?}");
+        assert!(row[1..10].iter().all(|cell| cell == "-"), "{row:?}");
         assert!(!is_well(&json!({})));
     }
 
@@ -216,14 +223,15 @@ mod tests {
             "process": "countersign-proxy", "phase": "draining", "ready": false, "pod": { "namespace": "shop", "name": "backend-1" },
             "id": "spiffe://cluster.local/ns/shop/sa/backend", "open_connections": { "inbound": 2, "outbound": 0 },
             "credentials": { "not_after": 1_800_000_060, "bundles": [{ "generation": 1 }] }, "policy": { "revision": "r7" },
+            "denials": { "remembered": 2, "counted": 7 },
             "checks": [{ "name": "rules", "ok": true, "detail": "" }, { "name": "drain", "ok": false, "detail": "draining" }],
             "ca": { "last_error": { "label": "refused", "text": "the CA refused", "at": 5 } },
             "plaintext_inside_mesh": ["10.77.0.52"],
         });
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
-        let row = row(Path::new("/run/countersign/proxy.sock"), &Ok(status.clone()), now);
+        let row = row(Path::new("/run/countersign/proxy.sock"), &Ok(status.clone()), Some(0.25), now);
         assert_eq!(row[..2], ["shop/backend-1", "draining"]);
-        assert_eq!(row[3..7], ["in 1 min", "1", "r7", "2 in, 0 out"]);
+        assert_eq!(row[3..9], ["in 1 min", "1", "r7", "0.2 s", "2 in, 0 out", "7"]);
         assert_eq!(problems(&status), ["the CA refused", "drain: draining"]);
         assert!(notes(&status)[0].contains("10.77.0.52"));
         assert!(notes(&json!({})).is_empty());

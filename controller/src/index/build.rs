@@ -11,6 +11,7 @@ use countersign_policy::Modes;
 
 use super::{Behind, Index, Member, NamespaceRules, Parts, Slot, Virtual, contains};
 use crate::digest::{Content, Digest, short};
+use crate::drift;
 use crate::model::{At, Kind, Listed, Mesh, Object, ObjectName, Problem, Service, Workload};
 
 #[derive(Default)]
@@ -36,6 +37,7 @@ impl Building {
                 let rules = self.namespaces.entry(name.name).or_default();
                 rules.written = true;
                 (rules.modes, rules.label_problems) = Modes::from_labels(&namespace.labels);
+                rules.inject = drift::asks_for_sidecars(&namespace.labels);
             }
             Kind::Policy(policy) => {
                 let rules = self.namespaces.entry(name.namespace).or_default();

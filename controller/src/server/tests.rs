@@ -369,6 +369,20 @@ async fn an_older_proxy_gets_all_rules_and_is_reported() {
 }
 
 #[tokio::test]
+async fn a_newer_proxy_gets_all_rules_and_what_it_says_beyond_ours_is_passed_over() {
+    let fixture = Fixture::new(small(&[policy("shop", "p", None, "Allow")]));
+    let mut proxy = fixture.dial(&account("shop", "frontend"), "10.77.0.10").await;
+    let hello = Hello { pod_uid: "uid-frontend".into(), proxy_version: "99.0.0".into(), feature_level: 99 };
+    proxy.say(from_proxy::Kind::Hello(hello)).await;
+    assert_eq!(rule_names(&proxy.workload().await), ["p"]);
+    // A kind of message that came later: an older reader sees none.
+    proxy.out.send(FromProxy { kind: None }).await.unwrap();
+    fixture.publish(small(&[policy("shop", "q", None, "Deny")]));
+    assert_eq!(rule_names(&proxy.workload().await), ["q"]);
+    assert!(fixture.told("uid-frontend").beyond_level.is_empty());
+}
+
+#[tokio::test]
 async fn what_a_proxy_confirms_is_recorded_and_its_lag_ends() {
     let fixture = Fixture::new(small(&[]));
     let mut proxy = fixture.frontend().await;

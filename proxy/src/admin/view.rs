@@ -33,6 +33,7 @@ pub struct StatusView {
     policy: Option<PolicyView>,
     interception: ProofView,
     open_connections: OpenView,
+    denials: DenialsView,
     plaintext_inside_mesh: Vec<std::sync::Arc<str>>,
     log: String,
 }
@@ -94,6 +95,13 @@ struct PolicyView {
     modes: Modes,
 }
 
+/// What the ring remembers: different denials, and how often they came in all.
+#[derive(Serialize)]
+struct DenialsView {
+    remembered: usize,
+    counted: u64,
+}
+
 #[derive(Serialize)]
 struct OpenView {
     inbound: i64,
@@ -141,6 +149,7 @@ struct LimitsView {
 pub fn status(admin: &Admin) -> StatusView {
     let rules = admin.discovery.rules().borrow().clone();
     let (inbound, outbound) = admin.metrics.open_connections();
+    let (remembered, counted) = admin.permits.denials().totals();
     StatusView {
         process: "countersign-proxy",
         version: env!("CARGO_PKG_VERSION"),
@@ -161,6 +170,7 @@ pub fn status(admin: &Admin) -> StatusView {
         }),
         interception: admin.proof.view(),
         open_connections: OpenView { inbound, outbound },
+        denials: DenialsView { remembered, counted },
         plaintext_inside_mesh: admin.metrics.plaintext_destinations(),
         log: admin.log.filter(),
     }

@@ -14,6 +14,7 @@ use countersign_identity::TrustDomain;
 use countersign_policy::{LabelProblem, Modes};
 use ipnet::IpNet;
 
+use crate::drift;
 use crate::index::{Index, NamespaceRules, Parts, contains};
 use crate::model::{Mesh, ObjectName, Problem, Service, Workload};
 use crate::source::Snapshot;
@@ -94,6 +95,21 @@ pub struct Changed {
     pub verdicts: bool,
 }
 
+/// What a namespace's labels say.
+#[derive(Debug, PartialEq, Eq)]
+struct Labelled {
+    modes: Modes,
+    problems: Vec<LabelProblem>,
+    inject: bool,
+}
+
+impl Labelled {
+    fn from(labels: &BTreeMap<String, String>) -> Self {
+        let (modes, problems) = Modes::from_labels(labels);
+        Labelled { modes, problems, inject: drift::asks_for_sidecars(labels) }
+    }
+}
+
 /// The ranges as the operator set them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ranges {
@@ -111,7 +127,7 @@ pub struct World {
     pods: Held<pods::Known>,
     services: Held<Option<services::Known>>,
     slices: Held<services::Slice>,
-    namespaces: Held<(Modes, Vec<LabelProblem>)>,
+    namespaces: Held<Labelled>,
     policies: Held<policies::Known>,
     cidrs: Held<Vec<IpNet>>,
     nodes: Held<nodes::Known>,
@@ -172,7 +188,7 @@ impl World {
             Change::Slice(event) => self.slice(event),
             Change::Namespace(event) => self
                 .namespaces
-                .take(keyed(event, |is| &is.metadata), |_, is| Modes::from_labels(&objects::labels(is.metadata))),
+                .take(keyed(event, |is| &is.metadata), |_, is| Labelled::from(&objects::labels(is.metadata))),
             Change::Policy(event) => return self.policy(event),
             Change::Cidr(event) => {
                 let touched = self.cidrs.take(keyed(event, |is| &is.metadata), |_, is| parsed(&is.spec.cidrs));
@@ -392,9 +408,9 @@ impl World {
 
     fn rules(&self) -> BTreeMap<Arc<str>, NamespaceRules> {
         let mut namespaces: BTreeMap<Arc<str>, NamespaceRules> = BTreeMap::new();
-        for ((_, name), (modes, label_problems)) in self.namespaces.all() {
-            let label_problems = label_problems.clone();
-            let rules = NamespaceRules { written: true, modes: *modes, label_problems, rules: Vec::new() };
+        for ((_, name), Labelled { modes, problems, inject }) in self.namespaces.all() {
+            let (label_problems, inject) = (problems.clone(), *inject);
+            let rules = NamespaceRules { written: true, modes: *modes, label_problems, inject, rules: Vec::new() };
             namespaces.insert(name.as_str().into(), rules);
         }
         for ((namespace, _), policy) in self.policies.all() {
@@ -479,7 +495,7 @@ impl World {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        for ((_, name), (_, problems)) in self.namespaces.all() {
+        for ((_, name), Labelled { problems, .. }) in self.namespaces.all() {
             warnings.extend(problems.iter().map(|problem| format!("Namespace {name}: {problem}")));
         }
         for pod in &self.pod_ranges.said() {
