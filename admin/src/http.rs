@@ -3,12 +3,11 @@
 //! Called by `health` and `routes`, and for the answers by the processes; application traffic never comes here. It must never
 //! read more than a small body, nor keep a connection that says nothing.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -37,7 +36,11 @@ where
 {
     let service = service_fn(move |request| {
         let answer = handle(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        async move {
+            let answer = answer.await;
+            // An error here ends the connection without a word.
+            if answer.extensions().get::<Unanswered>().is_some() { Err(Unanswered) } else { Ok(answer) }
+        }
     });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(HEAD_BYTES);
@@ -45,6 +48,23 @@ where
     // Whatever went wrong is the caller's of this connection, who sees it end.
     let _ = tokio::time::timeout(life, connection).await;
 }
+
+/// Says nothing, and ends the connection: what a caller takes for a failure whatever it thinks of statuses.
+pub fn unanswered() -> Answer {
+    let mut answer = Response::default();
+    answer.extensions_mut().insert(Unanswered);
+    answer
+}
+
+/// The last answer on its connection.
+pub fn last(mut answer: Answer) -> Answer {
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    answer
+}
+
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("not answered")]
+struct Unanswered;
 
 /// Reads a body of at most `most` bytes as text.
 ///
@@ -108,6 +128,14 @@ mod tests {
             body(request, 8).await.map_or_else(|refusal| refusal, |body| text(StatusCode::OK, body))
         }));
         far
+    }
+
+    #[tokio::test]
+    async fn who_is_not_answered_sees_the_connection_end_and_not_a_byte() {
+        let (mut far, near) = duplex(1024);
+        tokio::spawn(serve(near, LIFE, |_| async { unanswered() }));
+        far.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert_eq!(rest(far).await, "");
     }
 
     async fn rest(mut far: DuplexStream) -> String {

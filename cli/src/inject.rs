@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use countersign_injector::mesh::{Mesh, MeshArgs};
 use countersign_injector::offline::{self, Task};
+use countersign_injector::probes::Token;
 use serde_json::json;
 
 use crate::input;
@@ -18,7 +19,8 @@ const MAX_BYTES: u64 = 64 * 1024 * 1024;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Documents without a pod pass byte by byte. Of the others the meaning is kept, comments and layout are not. A pod \
-without the label countersign.dev/inject gets it, so that the mesh's roots come into its namespace."
+without the label countersign.dev/inject gets it, so that the mesh's roots come into its namespace. A pod with HTTP lifecycle hooks gets a random token, \
+which is kept when what this printed is injected again: inject such a file once, not on every apply."
 )]
 pub struct InjectArgs {
     #[command(flatten)]
@@ -43,7 +45,8 @@ pub struct Files {
 /// Puts sidecars in.
 pub fn inject(args: &InjectArgs, format: Format) -> Result<Verdict> {
     let mesh = Mesh::check(&args.mesh)?;
-    run(Task::Inject(&mesh), &args.files, format)
+    let token = Token::random().context("the token of hooks")?;
+    run(Task::Inject(&mesh, &token), &args.files, format)
 }
 
 /// Takes them out.

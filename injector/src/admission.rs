@@ -14,6 +14,7 @@ use crate::membership::Why;
 use crate::mesh::Mesh;
 use crate::patch::Op;
 use crate::pod::Refusal;
+use crate::probes::Token;
 use crate::review::{Namespace, Reviewed, review};
 
 const API_VERSION: &str = "admission.k8s.io/v1";
@@ -47,6 +48,9 @@ pub struct Request {
     pub kind: Kind,
     /// `CREATE`, `UPDATE`, ...
     pub operation: String,
+    /// Which part of the object; empty for the whole.
+    #[serde(default)]
+    pub sub_resource: String,
     /// Where the object is made.
     #[serde(default)]
     pub namespace: String,
@@ -180,10 +184,10 @@ pub fn new_pod(request: &Request) -> Result<(), ReadError> {
     Ok(())
 }
 
-/// Answers for a new pod. `labels`: its namespace's.
+/// Answers for a new pod. `labels`: its namespace's; `fresh`: by which its hooks are called.
 #[must_use]
-pub fn mutate(mesh: &Mesh, labels: &BTreeMap<String, String>, request: &Request) -> Answer {
-    match review(mesh, Namespace::Known(labels), &request.object) {
+pub fn mutate(mesh: &Mesh, labels: &BTreeMap<String, String>, fresh: &Token, request: &Request) -> Answer {
+    match review(mesh, Namespace::Known(labels), fresh, &request.object) {
         Ok(Reviewed::Skipped(why)) => Answer::skipped(request, why),
         Ok(Reviewed::Injected { patch, warnings, .. }) => Answer::injected(request, &patch, warnings),
         Err(refusal) => Answer::refused(request, &refusal),

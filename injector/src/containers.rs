@@ -38,7 +38,12 @@ pub fn add(mesh: &Mesh, settings: &Settings, taken: &Taken, labelled: bool, pod:
     let ours = [intercept(mesh, settings), sidecar(mesh, settings, &taken.probes, grace)];
     pod.list_mut("initContainers").splice(0..0, ours);
     pod.list_mut("volumes").extend(volumes());
-    let status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), probes: taken.originals.clone(), labelled };
+    let status = Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        probes: taken.originals.clone(),
+        hook_token: taken.token.as_ref().map(|token| token.as_str().to_owned()),
+        labelled,
+    };
     let status = json!(status).to_string();
     pod.set("annotations", names::ANNOTATION_STATUS, Some(status));
 }

@@ -50,7 +50,9 @@ impl Ring {
     pub fn tended(&self, terms: &Terms, now: u64) -> Result<Self, MakeError> {
         let mut pairs: Vec<Pair> = self.pairs.iter().filter(|pair| pair.ends > now).cloned().collect();
         let half = |pair: &Pair| pair.made.saturating_add(pair.ends.saturating_sub(pair.made) / 2);
-        if pairs.last().is_none_or(|newest| half(newest) <= now) {
+        // A life that the operator has made shorter counts at once, not only when the longer one is half over.
+        let too_long = |pair: &Pair| pair.ends.saturating_sub(pair.made) > terms.life.as_secs();
+        if pairs.last().is_none_or(|newest| half(newest) <= now || too_long(newest)) {
             let mut pair = Pair::make(&terms.names, now, terms.life)?;
             if !pairs.is_empty() {
                 pair.serve_from = now.saturating_add(terms.announced());
@@ -121,6 +123,19 @@ mod tests {
         assert_eq!(ring.bundle(), format!("{}{}", ring.pairs[0].root, ring.pairs[1].root));
         let later = at(&ring, START + DAY);
         assert!(!later.pairs.contains(&ring.pairs[0]) && later.pairs.contains(&ring.pairs[1]));
+    }
+
+    #[test]
+    fn a_life_made_shorter_counts_at_once_and_one_made_longer_from_the_next_pair_on() {
+        let first = at(&Ring::default(), START);
+        let (short, long) = (
+            Terms { life: Duration::from_secs(60), ..terms() },
+            Terms { life: Duration::from_secs(2 * DAY), ..terms() },
+        );
+        let shorter = first.tended(&short, START + 1).unwrap();
+        assert_eq!((shorter.len(), shorter.pairs[1].ends), (2, START + 61));
+        assert_eq!(shorter.tended(&short, START + 2).unwrap(), shorter, "once");
+        assert_eq!(first.tended(&long, START + 1).unwrap(), first);
     }
 
     #[test]

@@ -38,8 +38,10 @@ pub mod containers;
 
 pub mod patch;
 
-// A rule's.
+// A rule's, and an ephemeral container's.
 pub mod validate;
+
+pub mod ephemeral;
 
 // The same as the pod's, for files.
 pub mod offline;

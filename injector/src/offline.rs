@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::mesh::Mesh;
 use crate::pod::{Pod, Problem, Refusal};
+use crate::probes::Token;
 use crate::review::{Namespace, Reviewed, review};
 use crate::{restore, yaml};
 
@@ -19,8 +20,8 @@ const DEEPEST_LIST: usize = 4;
 /// Which way.
 #[derive(Clone, Copy, Debug)]
 pub enum Task<'a> {
-    /// Sidecars in.
-    Inject(&'a Mesh),
+    /// Sidecars in; and by which the hooks of a pod that was never injected are called, if it has any.
+    Inject(&'a Mesh, &'a Token),
     /// Sidecars out.
     Uninject,
 }
@@ -175,7 +176,7 @@ impl Object<'_> {
     /// The pod as it shall be, if that is another; and notes.
     fn one(&self, pod: &Value) -> Result<(Option<Value>, Vec<String>), Refusal> {
         match self.task {
-            Task::Inject(mesh) => match review(mesh, Namespace::Asked, pod)? {
+            Task::Inject(mesh, fresh) => match review(mesh, Namespace::Asked, fresh, pod)? {
                 Reviewed::Skipped(why) => {
                     let note = why.warning().map_or_else(|| format!("left out ({})", why.label()), str::to_owned);
                     Ok((None, vec![note]))

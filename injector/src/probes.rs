@@ -5,9 +5,10 @@
 //! change when or how often the kubelet asks, nor touch what does not come over the pod's network (exec, sleep, another host).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use countersign_api::ports;
-use countersign_api::probes::{self as api, Ask, Kind, Probe};
+use countersign_api::probes::{self as api, Ask, Kind, MAX_HEADERS, MAX_PROBES, MAX_TEXT, MAX_TIMEOUT_SECONDS, Probe};
 use http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value, json};
 
@@ -18,11 +19,6 @@ use crate::settings::OWN_PORTS;
 const HANDLERS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
 /// A postStart hook has no bound in Kubernetes; the sidecar needs one.
 const POST_START_SECONDS: u32 = 300;
-/// The sidecar itself starts with no longer timeout, no more probes, no more headers of one and no longer text than these.
-const MOST_SECONDS: u32 = 3600;
-const MOST_PROBES: usize = 128;
-const MOST_HEADERS: usize = 64;
-const LONGEST_TEXT: usize = 256 * 1024;
 /// `terminationGracePeriodSeconds`, where the pod has none.
 const GRACE_SECONDS: u64 = 30;
 
@@ -36,6 +32,49 @@ pub struct Taken {
     pub probes: api::Probes,
     /// For whoever undoes it.
     pub originals: Originals,
+    /// By which its hooks are called; none if it has none.
+    pub token: Option<Token>,
+}
+
+/// What the paths of a pod's hooks end in: a hook does something, and is not for everybody who reaches the health port. Who may read
+/// the pod may read it; it is never logged.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+/// The system gives no random numbers.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the system gives no random numbers")]
+pub struct NoRandom;
+
+impl Token {
+    /// 128 random bits.
+    ///
+    /// # Errors
+    /// The system gives no random numbers.
+    pub fn random() -> Result<Self, NoRandom> {
+        let mut bytes = [0; api::TOKEN_LETTERS / 2];
+        let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
+        random.fill(&mut bytes).map_err(|_| NoRandom)?;
+        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+
+    /// 32 hexadecimal digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// One that was made before, if it can be one.
+    #[must_use]
+    pub fn of(text: &str) -> Option<Self> {
+        api::is_token(text).then(|| Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
 }
 
 /// Where each kind stands in a container.
@@ -47,8 +86,8 @@ const PLACES: [(Kind, &[&str]); 5] = [
     (Kind::PreStop, &["lifecycle", "preStop"]),
 ];
 
-/// Turns all of them to the sidecar; what cannot be turned goes to `problems`.
-pub fn take(pod: &mut Pod, problems: &mut Vec<Problem>) -> Taken {
+/// Turns all of them to the sidecar, its hooks by `token`; what cannot be turned goes to `problems`.
+pub fn take(pod: &mut Pod, token: &Token, problems: &mut Vec<Problem>) -> Taken {
     let grace = pod.spec().get("terminationGracePeriodSeconds").and_then(Value::as_u64).unwrap_or(GRACE_SECONDS);
     let mut taken = Taken::default();
     for list in List::BOTH {
@@ -62,10 +101,13 @@ pub fn take(pod: &mut Pod, problems: &mut Vec<Problem>) -> Taken {
             }
             for (kind, place) in PLACES {
                 let field = format!("{}.{}", list.path(i), place.join("."));
-                match take_one(container, kind, place, grace) {
+                match take_one(container, kind, place, grace, token) {
                     Ok(None) => {}
                     Ok(Some((ask, original))) => {
                         let name = name(container).to_owned();
+                        if ask.token.is_some() {
+                            taken.token = Some(token.clone());
+                        }
                         taken.probes.entry(name.clone()).or_default().insert(kind, ask);
                         taken.originals.entry(name).or_default().insert(kind, original);
                     }
@@ -75,9 +117,9 @@ pub fn take(pod: &mut Pod, problems: &mut Vec<Problem>) -> Taken {
         }
     }
     let count = taken.probes.values().map(BTreeMap::len).sum::<usize>();
-    if count > MOST_PROBES || json!(taken.probes).to_string().len() > LONGEST_TEXT {
+    if count > MAX_PROBES || json!(taken.probes).to_string().len() > MAX_TEXT {
         let problem =
-            format!("have {count} probes and hooks; a sidecar takes {MOST_PROBES}, of {LONGEST_TEXT} bytes together");
+            format!("have {count} probes and hooks; a sidecar takes {MAX_PROBES}, of {MAX_TEXT} bytes together");
         problems.push(Problem::new("spec.containers", problem));
     }
     taken
@@ -85,10 +127,17 @@ pub fn take(pod: &mut Pod, problems: &mut Vec<Problem>) -> Taken {
 
 type Bad = (String, String);
 
-fn take_one(container: &mut Value, kind: Kind, place: &[&str], grace: u64) -> Result<Option<(Probe, Value)>, Bad> {
+fn take_one(
+    container: &mut Value,
+    kind: Kind,
+    place: &[&str],
+    grace: u64,
+    token: &Token,
+) -> Result<Option<(Probe, Value)>, Bad> {
     let owner = name(container).to_owned();
     let Some(probe) = at(container, place) else { return Ok(None) };
-    let hook = place.len() > 1;
+    let hook = kind.is_hook();
+    let token = hook.then(|| token.0.clone());
     let Some(handler) = HANDLERS.into_iter().find(|handler| probe.get(*handler).is_some_and(Value::is_object)) else {
         return Ok(None);
     };
@@ -101,20 +150,20 @@ fn take_one(container: &mut Value, kind: Kind, place: &[&str], grace: u64) -> Re
         ask(container, handler, &probe[handler]).map_err(|(key, problem)| (format!("{handler}.{key}"), problem))?;
     let timeout_seconds = match kind {
         Kind::PostStart => POST_START_SECONDS,
-        Kind::PreStop => u32::try_from(grace).unwrap_or(MOST_SECONDS).clamp(1, MOST_SECONDS),
+        Kind::PreStop => u32::try_from(grace).unwrap_or(MAX_TIMEOUT_SECONDS).clamp(1, MAX_TIMEOUT_SECONDS),
         _ => timeout(probe)?,
     };
     let original = json!({ handler: probe[handler] });
     if let Some(Value::Object(probe)) = at_mut(container, place) {
         probe.remove(handler);
-        probe.insert("httpGet".to_owned(), turned(&owner, kind));
+        probe.insert("httpGet".to_owned(), turned(&owner, kind, token.as_deref()));
     }
-    Ok(Some((Probe { timeout_seconds, ask }, original)))
+    Ok(Some((Probe { timeout_seconds, ask, token }, original)))
 }
 
 /// What the kubelet asks instead. The scheme is spelled, as the API server would.
-fn turned(container: &str, kind: Kind) -> Value {
-    json!({ "path": api::path(container, kind), "port": ports::PROXY_HEALTH, "scheme": "HTTP" })
+fn turned(container: &str, kind: Kind, token: Option<&str>) -> Value {
+    json!({ "path": api::path(container, kind, token), "port": ports::PROXY_HEALTH, "scheme": "HTTP" })
 }
 
 fn timeout(probe: &Value) -> Result<u32, Bad> {
@@ -123,9 +172,10 @@ fn timeout(probe: &Value) -> Result<u32, Bad> {
         Some(value) => match value.as_u64().and_then(|seconds| u32::try_from(seconds).ok()) {
             // The API server reads 0 as "not said".
             Some(0) => Ok(1),
-            Some(seconds) if seconds > MOST_SECONDS => {
-                Err(("timeoutSeconds".to_owned(), format!("{seconds} is more than a sidecar waits, {MOST_SECONDS}")))
-            }
+            Some(seconds) if seconds > MAX_TIMEOUT_SECONDS => Err((
+                "timeoutSeconds".to_owned(),
+                format!("{seconds} is more than a sidecar waits, {MAX_TIMEOUT_SECONDS}"),
+            )),
             Some(seconds) => Ok(seconds),
             None => Err(("timeoutSeconds".to_owned(), format!("{value} is not a number of seconds"))),
         },
@@ -155,8 +205,8 @@ fn ask(container: &Value, handler: &str, action: &Value) -> Result<Ask, Bad> {
 
 fn headers(action: &Value) -> Result<Vec<(String, String)>, Bad> {
     let list = action.get("httpHeaders").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    if list.len() > MOST_HEADERS {
-        return Err(("httpHeaders".to_owned(), format!("are more than a sidecar sends, {MOST_HEADERS}")));
+    if list.len() > MAX_HEADERS {
+        return Err(("httpHeaders".to_owned(), format!("are more than a sidecar sends, {MAX_HEADERS}")));
     }
     let one = |(i, header): (usize, &Value)| {
         let text = |key: &str| header.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -192,7 +242,8 @@ fn port(container: &Value, port: &Value) -> Result<u16, String> {
 }
 
 /// Undoes [`take`]: what still stands as we wrote it becomes what it was. What somebody changed since stays as it is.
-pub fn give_back(pod: &mut Pod, originals: &Originals) {
+/// `token`: by which its hooks were called.
+pub fn give_back(pod: &mut Pod, originals: &Originals, token: Option<&Token>) {
     for list in List::BOTH {
         if pod.list(list.key()).is_empty() {
             continue;
@@ -206,7 +257,7 @@ pub fn give_back(pod: &mut Pod, originals: &Originals) {
                 else {
                     continue;
                 };
-                if is_turned(probe, &owner, kind) {
+                if is_turned(probe, &owner, kind, token) {
                     probe.remove("httpGet");
                     probe.extend(original.iter().map(|(key, value)| (key.clone(), value.clone())));
                 }
@@ -215,8 +266,8 @@ pub fn give_back(pod: &mut Pod, originals: &Originals) {
     }
 }
 
-fn is_turned(probe: &Map<String, Value>, container: &str, kind: Kind) -> bool {
-    let ours = turned(container, kind);
+fn is_turned(probe: &Map<String, Value>, container: &str, kind: Kind, token: Option<&Token>) -> bool {
+    let ours = turned(container, kind, token.filter(|_| kind.is_hook()).map(|token| token.0.as_str()));
     probe.get("httpGet").is_some_and(|get| get.get("path") == ours.get("path") && get.get("port") == ours.get("port"))
 }
 

@@ -36,7 +36,7 @@ pub fn check(mesh: &Mesh, namespace: &Namespace<'_>, pod: &Pod, problems: &mut V
             );
             problems.push(Problem::new(format!("{path}.name"), problem));
         }
-        if user(container) == Some(PROXY_UID.into()) {
+        if is_own_user(container) {
             problems.push(Problem::new(format!("{path}.securityContext.runAsUser"), own_user()));
         }
         for (j, port) in entries(container, "ports") {
@@ -77,7 +77,8 @@ fn pod_security(mesh: &Mesh, namespace: &Namespace<'_>, problems: &mut Vec<Probl
     ));
 }
 
-fn own_user() -> String {
+/// Why nobody else may be it.
+pub fn own_user() -> String {
     format!("{PROXY_UID} is the sidecar's user: what runs as it passes by the redirect")
 }
 
@@ -111,6 +112,11 @@ pub fn warnings(pod: &Pod) -> Vec<String> {
 
 fn undoes(what: &str) -> String {
     format!("{what} can remove the redirect rules of its own pod, and so pass by its own sidecar")
+}
+
+/// Whether a container asks to run as the sidecar does.
+pub fn is_own_user(container: &Value) -> bool {
+    user(container) == Some(PROXY_UID.into())
 }
 
 fn user(of: &Value) -> Option<u64> {

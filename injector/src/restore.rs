@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::containers::{OUR_CONTAINERS, OUR_VOLUMES};
 use crate::pod::{Pod, Problem, name};
-use crate::probes::{self, Originals};
+use crate::probes::{self, Originals, Token};
 
 /// What [`names::ANNOTATION_STATUS`] holds. A newer or older injector may have written it: what is not known is left alone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,9 +20,20 @@ pub struct Status {
     /// The probes and hooks that were turned to the sidecar, as they were.
     #[serde(default, skip_serializing_if = "Originals::is_empty")]
     pub probes: Originals,
+    /// By which the pod's hooks are called, if it has any; a second pass keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook_token: Option<String>,
     /// Whether we put the pod's label in, too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub labelled: bool,
+}
+
+impl Status {
+    /// The token, if it can be one.
+    #[must_use]
+    pub fn token(&self) -> Option<Token> {
+        self.hook_token.as_deref().and_then(Token::of)
+    }
 }
 
 /// Undoes what an earlier pass did, but for the label; tells what it was, if there was one.
@@ -43,7 +54,7 @@ pub fn restore(pod: &mut Pod) -> Result<Option<Status>, Problem> {
             pod.drop_if_empty(key);
         }
     }
-    probes::give_back(pod, &status.probes);
+    probes::give_back(pod, &status.probes, status.token().as_ref());
     pod.set("annotations", names::ANNOTATION_STATUS, None);
     Ok(Some(status))
 }

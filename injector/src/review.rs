@@ -1,6 +1,6 @@
 //! The journey of a pod: from the pod that the API server shows us to the patch that it gets, or to a refusal.
 //!
-//! Called by `admission` for the API server and by `offline` for files. Pure: the same pod, namespace and mesh give the same answer.
+//! Called by `admission` for the API server and by `offline` for files. Pure: the same pod, namespace, mesh and token give the same answer.
 //! Nothing is patched unless every step before it was content, and a pod that was reviewed before comes out the same.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,8 @@ use crate::membership::{self, Membership, Why};
 use crate::mesh::Mesh;
 use crate::patch::{self, Op};
 use crate::pod::{Pod, Refusal, none};
+use crate::probes::Token;
+use crate::restore::Status;
 use crate::{containers, probes, refuse, restore, settings};
 
 /// The namespace that a pod is made in.
@@ -51,11 +53,11 @@ pub enum Reviewed {
     },
 }
 
-/// Reviews a pod, or the template of one.
+/// Reviews a pod, or the template of one. `fresh`: by which its hooks are called from now on, if it has any and was never reviewed before.
 ///
 /// # Errors
 /// All that is wrong with it, each by its field.
-pub fn review(mesh: &Mesh, namespace: Namespace<'_>, came: &Value) -> Result<Reviewed, Refusal> {
+pub fn review(mesh: &Mesh, namespace: Namespace<'_>, fresh: &Token, came: &Value) -> Result<Reviewed, Refusal> {
     let mut problems = Vec::new();
 
     // Is it a pod, as far as we look at it?
@@ -77,7 +79,8 @@ pub fn review(mesh: &Mesh, namespace: Namespace<'_>, came: &Value) -> Result<Rev
     let warnings = refuse::warnings(&pod);
 
     // The kubelet asks the sidecar from now on.
-    let taken = probes::take(&mut pod, &mut problems);
+    let token = before.as_ref().and_then(Status::token);
+    let taken = probes::take(&mut pod, token.as_ref().unwrap_or(fresh), &mut problems);
 
     // All of it at once, so that its author need not come back for each.
     none(problems)?;

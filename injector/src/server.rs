@@ -1,4 +1,4 @@
-//! HTTPS for the API server: `/mutate` for pods, `/validate` for rules. Bounded in connections, time and size, since whoever reaches the
+//! HTTPS for the API server: `/mutate` for pods, `/validate` for rules, `/ephemeral` for ephemeral containers. Bounded in connections, time and size, since whoever reaches the
 //! port may ask; what is answered changes nothing, and is no secret.
 //!
 //! Started by `run`. It must never answer a request that it could not read with one that admits.
@@ -22,9 +22,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{self, Answer, Outcome, ReadError, Request};
+use crate::ephemeral;
 use crate::kubernetes::Namespaces;
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
+use crate::probes::Token;
 use crate::tls::Serving;
 use crate::validate::validate;
 
@@ -112,7 +114,8 @@ impl Webhooks {
         let webhook = match request.uri().path() {
             "/mutate" => "mutate",
             "/validate" => "validate",
-            _ => return text(StatusCode::NOT_FOUND, "here are /mutate and /validate\n"),
+            "/ephemeral" => "ephemeral",
+            _ => return text(StatusCode::NOT_FOUND, "here are /mutate, /validate and /ephemeral\n"),
         };
         let answered = self.review(webhook, request).await;
         let (outcome, response) = match answered {
@@ -137,6 +140,7 @@ impl Webhooks {
         drop(body);
         let answer = match webhook {
             "mutate" => self.mutate(&request).await,
+            "ephemeral" => ephemeral::judge(&request),
             _ => validate(&request),
         };
         let answer = answer.map_err(|error| unreadable(&error))?;
@@ -166,13 +170,17 @@ impl Webhooks {
             Ok(labels) => labels,
             Err(error) => return failed(error),
         };
-        let answer = admission::mutate(&self.mesh, &labels, request);
+        let fresh = match Token::random() {
+            Ok(token) => token,
+            Err(error) => return Ok(Answer::failed(request, format!("the token of its hooks: {error}"))),
+        };
+        let answer = admission::mutate(&self.mesh, &labels, &fresh, request);
         if !remembered || matches!(answer.outcome(), Outcome::Injected | Outcome::Unchanged) {
             return Ok(answer);
         }
         // No pod goes without, or is refused, by labels that were changed since: the API server may have seen them already.
         match self.namespaces.fresh(namespace).await {
-            Ok(labels) => Ok(admission::mutate(&self.mesh, &labels, request)),
+            Ok(labels) => Ok(admission::mutate(&self.mesh, &labels, &fresh, request)),
             Err(error) => failed(error),
         }
     }

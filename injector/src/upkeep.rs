@@ -30,6 +30,8 @@ pub enum UpkeepError {
     Webhooks(CallError),
     #[error("Secret countersign-injector-tls: {0}")]
     Secret(CallError),
+    #[error("Secret countersign-injector-tls is not there, and is not ours to make: apply the mesh's manifest again")]
+    NoSecret,
     #[error(transparent)]
     Make(#[from] MakeError),
     #[error("the serving certificate: {0}")]
@@ -42,13 +44,20 @@ impl UpkeepError {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Webhooks(_) => "webhooks",
-            Self::Secret(_) => "secret",
+            Self::Secret(_) | Self::NoSecret => "secret",
             Self::Make(_) | Self::Tls(_) => "certificate",
         }
     }
 
     fn is_race(&self) -> bool {
         matches!(self, Self::Webhooks(CallError::Conflict) | Self::Secret(CallError::Conflict))
+    }
+}
+
+fn of_the_secret(error: CallError) -> UpkeepError {
+    match error {
+        CallError::Missing => UpkeepError::NoSecret,
+        other => UpkeepError::Secret(other),
     }
 }
 
@@ -107,13 +116,13 @@ impl Upkeep {
 
     async fn once(&self, ring: &mut Ring) -> Result<(), UpkeepError> {
         let webhooks = kubernetes::find(&self.cluster).await.map_err(UpkeepError::Webhooks)?;
-        let (found, version) = kubernetes::read_ring(&self.cluster).await.map_err(UpkeepError::Secret)?;
-        // A Secret that was deleted is made again of what we have: nobody need notice.
+        let (found, version) = kubernetes::read_ring(&self.cluster).await.map_err(of_the_secret)?;
+        // A Secret that was emptied is filled again with what we have: nobody need notice.
         let before = found.clone().unwrap_or_else(|| ring.clone());
         let now = (self.clock)();
         let tended = before.tended(&self.terms, now)?;
         if found.as_ref() != Some(&tended) {
-            kubernetes::write_ring(&self.cluster, &tended, version).await.map_err(UpkeepError::Secret)?;
+            kubernetes::write_ring(&self.cluster, &tended, version).await.map_err(of_the_secret)?;
             tracing::info!(certificates = tended.len(), "the ring of serving certificates was written");
         }
         *ring = tended;

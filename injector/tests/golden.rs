@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use countersign_injector::mesh::{Mesh, MeshArgs};
 use countersign_injector::offline;
+use countersign_injector::probes::Token;
 use countersign_injector::review::{Namespace, Reviewed, review};
 use serde_json::{Value, json};
 
@@ -44,7 +45,8 @@ fn outcome(text: &str) -> (&'static str, String) {
         .map(|label| label.split_once('=').unwrap())
         .map(|(k, v)| (k.into(), v.into()))
         .collect();
-    match review(&mesh(text), Namespace::Known(&labels), &pod) {
+    let token = Token::of("00112233445566778899aabbccddeeff").unwrap();
+    match review(&mesh(text), Namespace::Known(&labels), &token, &pod) {
         Err(refusal) => ("refused.txt", refusal.to_string().replace("; ", ";\n") + "\n"),
         Ok(Reviewed::Skipped(why)) => {
             ("out.yaml", format!("# skipped: {}\n# warning: {}\n", why.label(), why.warning().unwrap_or("none")))

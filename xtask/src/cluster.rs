@@ -189,6 +189,11 @@ fn possible() -> Result<()> {
     }
 }
 
+/// Sees to it that the judges of the chart are built (Helm, kubeconform), where the tests of the chart look for them.
+pub fn judges() -> Result<()> {
+    golang::judges(&built()?)
+}
+
 /// Where everything that is built is kept.
 fn built() -> Result<PathBuf> {
     Ok(cargo::target_dir()?.join("cluster"))

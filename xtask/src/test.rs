@@ -144,6 +144,7 @@ impl Run {
             programs.into_iter().partition(|program| program.package == cluster::PACKAGE && program.kind == "test");
         let (namespace, ordinary): (Vec<_>, Vec<_>) =
             programs.into_iter().partition(|program| NAMESPACE_PACKAGES.contains(&program.package.as_str()));
+        self.judges(&ordinary);
         self.suites("unit", ordinary, UNIT_LIMIT, false);
         if self.wants("doc") {
             self.doc();

@@ -108,7 +108,10 @@ fn no_role_has_a_wildcard_or_may_read_the_clusters_secrets_or_escalate() {
             };
             if has("resources", "secrets") {
                 assert_eq!(role["kind"], "Role", "{said}");
-                assert!(has("verbs", "create") || rule["resourceNames"].is_array(), "{said}");
+                // Who may make Secrets of any name may make one that holds another account's token.
+                assert!(rule["resourceNames"].as_array().is_some_and(|names| !names.is_empty()), "{said}");
+                let injectors = role["metadata"]["name"] == "countersign-injector";
+                assert!(!injectors || !has("verbs", "create"), "{said}");
             }
             for resource in ["pods/exec", "pods/attach", "serviceaccounts/token", "nodes/proxy"] {
                 assert!(!has("resources", resource), "{said}");
@@ -154,6 +157,20 @@ fn webhooks_fail_closed_and_leave_out_the_cluster_and_ourselves() {
         assert!(selector.contains("kube-system") && selector.contains("countersign-system"), "{selector}");
         assert!(hook["clientConfig"]["caBundle"].is_null(), "an upgrade would take the injector's away");
     }
-    let hook = &of_kind(&objects, "ValidatingWebhookConfiguration").next().unwrap()["webhooks"][0];
-    assert_eq!((&hook["failurePolicy"], &hook["clientConfig"]["caBundle"]), (&json!("Fail"), &Value::Null));
+    let hooks = of_kind(&objects, "ValidatingWebhookConfiguration").next().unwrap()["webhooks"].as_array().unwrap();
+    assert_eq!(hooks.len(), 2);
+    for hook in hooks {
+        assert_eq!((&hook["failurePolicy"], &hook["clientConfig"]["caBundle"]), (&json!("Fail"), &Value::Null));
+    }
+}
+
+/// The injector fills it, and an upgrade must not empty it.
+#[test]
+fn the_injectors_secret_is_there_and_none_of_its_content_is_ours() {
+    let objects = ours();
+    let secrets: Vec<_> = of_kind(&objects, "Secret").collect();
+    assert_eq!(secrets.len(), 1);
+    let secret = secrets[0];
+    assert_eq!((&secret["metadata"]["name"], &secret["type"]), (&json!("countersign-injector-tls"), &json!("Opaque")));
+    assert!(secret.get("data").is_none() && secret.get("stringData").is_none(), "{secret}");
 }

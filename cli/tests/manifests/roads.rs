@@ -153,6 +153,15 @@ fn every_value_is_documented_and_has_a_schema() {
         &std::fs::read_to_string(root().join("manifests/countersign/values.schema.json")).unwrap(),
     )
     .unwrap();
+    // Each key has a comment of its own, right above it; that of the key before does not count.
+    let is_key = |line: &&str| !line.trim_start().starts_with('#') && line.contains(':');
+    let is_shallow = |line: &&str| !line.starts_with("   ") && !line.trim_start().starts_with('-');
+    let lines: Vec<&str> = text.lines().collect();
+    let keys: Vec<_> = (1..lines.len()).filter(|at| Some(lines[*at]).as_ref().is_some_and(|line| is_key(line) && is_shallow(line))).collect();
+    assert!(keys.len() > 30, "{keys:?}");
+    for at in keys {
+        assert!(lines[at - 1].trim_start().starts_with("# "), "values.yaml:{}: {} has no comment", at + 1, lines[at]);
+    }
     let defaults: Value = serde_saphyr::from_str(&text).unwrap();
     for (room, values) in defaults.as_object().unwrap() {
         assert!(!schema["properties"][room].is_null(), "{room} has no schema");

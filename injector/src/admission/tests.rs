@@ -21,7 +21,7 @@ fn answer(change: impl FnOnce(&mut Value)) -> Value {
     let request = read(&review_of(change)).unwrap();
     new_pod(&request).unwrap();
     let labels = BTreeMap::from([("countersign.dev/inject".to_owned(), "enabled".to_owned())]);
-    let answer = mutate(&mesh(&[]).unwrap(), &labels, &request);
+    let answer = mutate(&mesh(&[]).unwrap(), &labels, &Token::random().unwrap(), &request);
     serde_json::from_slice(&answer.body().unwrap()).unwrap()
 }
 

@@ -47,7 +47,13 @@
 //!   rules: [{apiGroups: [policy.countersign.dev], apiVersions: [v1alpha1], operations: [CREATE, UPDATE], resources: [authorizationpolicies], scope: Namespaced}]
 //!   clientConfig: {service: {name: countersign-injector, namespace: countersign-system, path: /validate, port: 443}}
 //!   # ... failurePolicy: Fail, sideEffects: None, matchPolicy: Equivalent, admissionReviewVersions: [v1], timeoutSeconds: 10
+//! - name: ephemeral.countersign.dev                 # kubectl debug, as the sidecar's own user, in a pod that has one
+//!   rules: [{apiGroups: [""], apiVersions: [v1], operations: [UPDATE], resources: [pods/ephemeralcontainers], scope: Namespaced}]
+//!   clientConfig: {service: {name: countersign-injector, namespace: countersign-system, path: /ephemeral, port: 443}}
+//!   # matchConditions on both; ... all else as above
 //! ```
+//!
+//! And the Secret `countersign-injector-tls`, of type Opaque and empty: nobody may make one here.
 //!
 //! No `caBundle` is written there: the injector does, and an upgrade then leaves it alone. Only entries whose `service` is ours are
 //! touched.
@@ -59,7 +65,6 @@
 //! | cluster | mutatingwebhookconfigurations | countersign-injector | get, patch | its caBundle |
 //! | cluster | validatingwebhookconfigurations | countersign-policies | get, patch | its caBundle |
 //! | cluster | namespaces | | get | labels: meshed or not, Pod Security |
-//! | own namespace | secrets | | create | `create` knows no names |
 //! | own namespace | secrets | countersign-injector-tls | get, update | the serving certificate |
 
 use std::path::Path;
@@ -74,7 +79,7 @@ mod secret;
 mod webhooks;
 
 pub use namespaces::Namespaces;
-pub use secret::{Version, read_ring, write_ring};
+pub use secret::{Read, read_ring, write_ring};
 pub use webhooks::{Found, Published, find, publish};
 
 /// A call to the API server ends at the latest after this.

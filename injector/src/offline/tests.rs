@@ -30,7 +30,8 @@ spec:
 ";
 
 fn inject(text: &str) -> Result<Done, OfflineError> {
-    run(Task::Inject(&mesh(&[]).unwrap()), "app.yaml", text)
+    let token = Token::of("00112233445566778899aabbccddeeff").unwrap();
+    run(Task::Inject(&mesh(&[]).unwrap(), &token), "app.yaml", text)
 }
 
 fn values(text: &str) -> Vec<Value> {

@@ -1,5 +1,29 @@
 use super::*;
 
+const TOKEN: &str = "00112233445566778899aabbccddeeff";
+
+fn token() -> Token {
+    Token::of(TOKEN).unwrap()
+}
+
+#[test]
+fn a_token_is_random_and_never_printed() {
+    let (one, two) = (Token::random().unwrap(), Token::random().unwrap());
+    assert_ne!(one, two);
+    assert!(Token::of(one.as_str()).is_some());
+    assert_eq!(format!("{one:?}"), "Token(..)");
+    for bad in ["", "0", "00112233445566778899AABBCCDDEEFF", "00112233445566778899aabbccddee/x"] {
+        assert!(Token::of(bad).is_none(), "{bad}");
+    }
+}
+
+#[test]
+fn a_pod_without_hooks_has_no_token() {
+    let (after, taken) = taken(json!({ "name": "a", "livenessProbe": { "tcpSocket": { "port": 80 } } }));
+    assert_eq!(taken.token, None);
+    assert_eq!(after["livenessProbe"]["httpGet"]["path"], "/app/a/liveness");
+}
+
 fn pod(container: Value) -> Pod {
     Pod::read(&json!({ "spec": { "terminationGracePeriodSeconds": 7, "containers": [container] } })).unwrap()
 }
@@ -7,14 +31,14 @@ fn pod(container: Value) -> Pod {
 fn taken(container: Value) -> (Value, Taken) {
     let mut pod = pod(container);
     let mut problems = Vec::new();
-    let taken = take(&mut pod, &mut problems);
+    let taken = take(&mut pod, &token(), &mut problems);
     assert_eq!(problems, []);
     (pod.list("containers")[0].clone(), taken)
 }
 
 fn problem(container: Value) -> String {
     let mut problems = Vec::new();
-    let _ = take(&mut pod(container), &mut problems);
+    let _ = take(&mut pod(container), &token(), &mut problems);
     assert_eq!(problems.len(), 1, "{problems:?}");
     problems[0].to_string()
 }
@@ -46,7 +70,7 @@ fn all_three_kinds_and_http_hooks_are_turned() {
         after["readinessProbe"],
         json!({ "httpGet": { "path": "/app/web/readiness", "port": 15020, "scheme": "HTTP" } })
     );
-    assert_eq!(after["lifecycle"]["preStop"]["httpGet"]["path"], "/app/web/preStop");
+    assert_eq!(after["lifecycle"]["preStop"]["httpGet"]["path"], format!("/app/web/preStop/{TOKEN}"));
     let headers = vec![("Host".to_owned(), "web".to_owned()), ("X".to_owned(), String::new())];
     let expected = BTreeMap::from([
         (
@@ -54,15 +78,17 @@ fn all_three_kinds_and_http_hooks_are_turned() {
             Probe {
                 timeout_seconds: 3,
                 ask: Ask::Http { port: 8080, path: "/live?deep=1".into(), https: true, headers },
+                token: None,
             },
         ),
-        (Kind::Readiness, Probe { timeout_seconds: 1, ask: Ask::Tcp { port: 8081 } }),
-        (Kind::Startup, Probe { timeout_seconds: 1, ask: Ask::Grpc { port: 8082, service: "s".into() } }),
+        (Kind::Readiness, Probe { timeout_seconds: 1, ask: Ask::Tcp { port: 8081 }, token: None }),
+        (Kind::Startup, Probe { timeout_seconds: 1, ask: Ask::Grpc { port: 8082, service: "s".into() }, token: None }),
         (
             Kind::PostStart,
             Probe {
                 timeout_seconds: 300,
                 ask: Ask::Http { port: 8083, path: String::new(), https: false, headers: vec![] },
+                token: Some(TOKEN.to_owned()),
             },
         ),
         (
@@ -70,12 +96,13 @@ fn all_three_kinds_and_http_hooks_are_turned() {
             Probe {
                 timeout_seconds: 7,
                 ask: Ask::Http { port: 8080, path: "/stop".into(), https: false, headers: vec![] },
+                token: Some(TOKEN.to_owned()),
             },
         ),
     ]);
     assert_eq!(taken.probes, BTreeMap::from([("web".to_owned(), expected)]));
     let mut back = pod(after);
-    give_back(&mut back, &taken.originals);
+    give_back(&mut back, &taken.originals, taken.token.as_ref());
     assert_eq!(back, pod(container));
 }
 
@@ -99,7 +126,7 @@ fn probes_of_native_sidecars_are_turned_and_other_init_containers_have_none() {
         { "name": "log", "restartPolicy": "Always", "readinessProbe": probe },
         { "name": "once", "readinessProbe": probe },
     ] } }));
-    let taken = take(pod.as_mut().unwrap(), &mut Vec::new());
+    let taken = take(pod.as_mut().unwrap(), &token(), &mut Vec::new());
     assert_eq!(taken.probes.keys().collect::<Vec<_>>(), ["log"]);
 }
 
@@ -144,7 +171,7 @@ fn what_somebody_changed_since_stays_as_it_is() {
     let (mut after, taken) = taken(json!({ "name": "a", "livenessProbe": { "tcpSocket": { "port": 80 } } }));
     after["livenessProbe"] = json!({ "exec": { "command": ["true"] } });
     let mut changed = pod(after.clone());
-    give_back(&mut changed, &taken.originals);
+    give_back(&mut changed, &taken.originals, None);
     assert_eq!(changed, pod(after));
 }
 
@@ -153,13 +180,13 @@ fn what_the_sidecar_would_not_start_with_is_refused_here() {
     let many: Vec<_> =
         (0..129).map(|i| json!({ "name": format!("a{i}"), "livenessProbe": { "tcpSocket": { "port": 1 } } })).collect();
     let mut problems = Vec::new();
-    let _ = take(&mut Pod::read(&json!({ "spec": { "containers": many } })).unwrap(), &mut problems);
+    let _ = take(&mut Pod::read(&json!({ "spec": { "containers": many } })).unwrap(), &token(), &mut problems);
     assert!(problems[0].to_string().starts_with("spec.containers: have 129 probes"), "{problems:?}");
     for (grace, expected) in [(0, 1), (100_000, 3600)] {
         let hook = json!({ "preStop": { "httpGet": { "port": 1 } } });
         let spec =
             json!({ "terminationGracePeriodSeconds": grace, "containers": [{ "name": "a", "lifecycle": hook }] });
-        let taken = take(&mut Pod::read(&json!({ "spec": spec })).unwrap(), &mut Vec::new());
+        let taken = take(&mut Pod::read(&json!({ "spec": spec })).unwrap(), &token(), &mut Vec::new());
         assert_eq!(taken.probes["a"][&Kind::PreStop].timeout_seconds, expected);
     }
 }

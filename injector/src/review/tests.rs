@@ -100,8 +100,17 @@ fn pod() -> impl Strategy<Value = Value> {
     )
 }
 
+fn random() -> Token {
+    Token::random().unwrap()
+}
+
+/// By a token that is another each time.
 fn injected(pod: &Value, namespace: Namespace<'_>) -> Value {
-    match review(&mesh(&[]).unwrap(), namespace, pod).unwrap() {
+    injected_by(pod, namespace, &random())
+}
+
+fn injected_by(pod: &Value, namespace: Namespace<'_>, token: &Token) -> Value {
+    match review(&mesh(&[]).unwrap(), namespace, token, pod).unwrap() {
         Reviewed::Injected { pod: after, patch, .. } => {
             let mut patched = pod.clone();
             let patch: json_patch::Patch = serde_json::from_value(json!(patch)).unwrap();
@@ -148,7 +157,7 @@ proptest! {
         let once = injected(&pod, Namespace::Known(&labels));
         prop_assert_eq!(&injected(&once, Namespace::Known(&labels)), &once);
         let mesh = mesh(&[]).unwrap();
-        let again = review(&mesh, Namespace::Known(&labels), &once).unwrap();
+        let again = review(&mesh, Namespace::Known(&labels), &Token::random().unwrap(), &once).unwrap();
         let nothing = matches!(again, Reviewed::Injected { patch, .. } if patch.is_empty());
         prop_assert!(nothing);
     }
@@ -202,7 +211,9 @@ proptest! {
             at_once["spec"]["initContainers"] = json!([]);
         }
         at_once["spec"]["initContainers"].as_array_mut().unwrap().insert(0, early);
-        let at_once = injected(&at_once, Namespace::Known(&labels));
+        // By the token that the first pass chose, where it chose one.
+        let status = restore::restore(&mut Pod::read(&twice).unwrap()).unwrap().unwrap();
+        let at_once = injected_by(&at_once, Namespace::Known(&labels), &status.token().unwrap_or_else(random));
         prop_assert_eq!(&twice["spec"]["initContainers"][0], &at_once["spec"]["initContainers"][0]);
         prop_assert_eq!(&twice["spec"]["initContainers"][1], &at_once["spec"]["initContainers"][1]);
         prop_assert_eq!(&twice["metadata"], &at_once["metadata"]);
@@ -234,7 +245,7 @@ fn all_that_is_wrong_is_told_at_once() {
             { "name": "a", "ports": [{ "containerPort": 15021 }], "livenessProbe": { "tcpSocket": { "port": "x" } } },
         ] },
     });
-    let Refusal(problems) = review(&mesh(&[]).unwrap(), Namespace::Asked, &pod).unwrap_err();
+    let Refusal(problems) = review(&mesh(&[]).unwrap(), Namespace::Asked, &Token::random().unwrap(), &pod).unwrap_err();
     let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
     assert_eq!(
         fields,
@@ -250,7 +261,8 @@ fn all_that_is_wrong_is_told_at_once() {
 fn a_forged_status_is_no_way_past_a_refusal() {
     let status = |text: &str| json!({ "annotations": { "countersign.dev/status": text } });
     let forged = |status: Value, spec: Value| {
-        review(&mesh(&[]).unwrap(), Namespace::Asked, &json!({ "metadata": status, "spec": spec }))
+        let token = Token::random().unwrap();
+        review(&mesh(&[]).unwrap(), Namespace::Asked, &token, &json!({ "metadata": status, "spec": spec }))
     };
     // A sidecar of somebody's own making is replaced by ours.
     let own = json!({ "initContainers": [{ "name": "countersign-proxy", "image": "evil" }], "containers": [{ "name": "a" }] });

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::*;
-use crate::apiserver::{ApiServer, MUTATING, SECRET, SYSTEM, VALIDATING};
+use crate::apiserver::{ApiServer, MUTATING, SECRET, SYSTEM, VALIDATING, empty_secret};
 
 const START: u64 = 1_800_000_000;
 const HOUR: u64 = 3600;
@@ -97,11 +97,11 @@ async fn of_two_that_write_at_once_one_gives_way() {
     let (mut one, mut two) = (Replica::new(&server).await, Replica::new(&server).await);
     two.look_at(0).await.unwrap();
     let other = server.object(SECRET).unwrap();
-    server.remove(SECRET);
-    // Between `one`'s read and its write, the other's Secret appears.
+    server.put(SECRET, empty_secret());
+    // Between `one`'s read and its write, the other's content appears.
     let mut other = Some(other);
     server.hook(move |method, _, state| {
-        if method == "POST"
+        if method == "PUT"
             && let Some(other) = other.take()
         {
             state.put(SECRET, other);
@@ -132,7 +132,7 @@ async fn a_configuration_that_changed_meanwhile_is_read_again() {
 }
 
 #[tokio::test]
-async fn what_an_upgrade_wiped_is_put_back_and_a_lost_secret_is_made_of_what_is_known() {
+async fn what_an_upgrade_wiped_is_put_back_and_an_emptied_secret_is_filled_with_what_is_known() {
     let server = ApiServer::start().await;
     let mut one = Replica::new(&server).await;
     one.look_at(0).await.unwrap();
@@ -140,11 +140,26 @@ async fn what_an_upgrade_wiped_is_put_back_and_a_lost_secret_is_made_of_what_is_
     let mut wiped = server.object(MUTATING).unwrap();
     wiped["webhooks"][0]["clientConfig"]["caBundle"] = serde_json::Value::Null;
     server.put(MUTATING, wiped);
-    server.remove(SECRET);
+    server.put(SECRET, empty_secret());
     one.look_at(1).await.unwrap();
     assert_eq!(bundles(&server), vec![before.bundle(); 4]);
     assert_eq!(one.ring, before);
-    assert!(server.object(SECRET).is_some());
+    let secret = server.object(SECRET).unwrap();
+    assert!(secret["data"]["ring.json"].is_string());
+    assert_eq!((&secret["type"], &secret["metadata"]["labels"]["of"]), (&"Opaque".into(), &"the chart".into()));
+}
+
+#[tokio::test]
+async fn a_secret_that_is_not_there_is_told_and_never_made() {
+    let server = ApiServer::start().await;
+    let mut one = Replica::new(&server).await;
+    one.look_at(0).await.unwrap();
+    server.remove(SECRET);
+    let error = one.look_at(1).await.unwrap_err();
+    assert!(error.to_string().contains("apply the mesh's manifest again"), "{error}");
+    assert!(server.object(SECRET).is_none());
+    assert!(server.asked().iter().all(|asked| !asked.starts_with("POST")), "{:?}", server.asked());
+    assert_eq!(one.upkeep.serving.ends(), Some(START + 24 * HOUR), "what is in force stays");
 }
 
 #[tokio::test]

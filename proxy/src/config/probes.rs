@@ -6,26 +6,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use countersign_api::probes::{self as said, Kind};
+use countersign_api::probes::{self as said, Kind, MAX_HEADERS, MAX_PROBES, MAX_TEXT, MAX_TIMEOUT_SECONDS};
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::uri::PathAndQuery;
 use serde::Serialize;
 
-/// Longest JSON.
-const MAX_TEXT: usize = 256 * 1024;
-/// Most probes and hooks of a pod.
-const MAX_PROBES: usize = 128;
-/// Most headers of a probe.
-const MAX_HEADERS: usize = 64;
-/// Longest that an app may take, in seconds.
-const MAX_TIMEOUT: u32 = 3600;
 /// Headers that speak of the connection itself, which is ours.
 const OURS: [HeaderName; 6] = [CONNECTION, CONTENT_LENGTH, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 
 /// One probe or hook.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AppProbe {
     /// Its container.
     pub container: String,
@@ -35,6 +27,14 @@ pub struct AppProbe {
     pub timeout: Duration,
     /// What is asked.
     pub ask: Ask,
+    /// A hook's: it is asked by who knows this alone. Never shown.
+    token: Option<String>,
+}
+
+impl fmt::Debug for AppProbe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} within {:?}: {:?}", said::path(&self.container, self.kind, None), self.timeout, self.ask)
+    }
 }
 
 /// What is asked of the app.
@@ -75,7 +75,7 @@ impl fmt::Debug for HttpAsk {
     }
 }
 
-/// What `/config_dump` shows: neither headers nor query.
+/// What `/config_dump` shows: neither headers nor query, nor a hook's token.
 #[derive(Debug, Serialize)]
 pub struct ProbeView {
     path: String,
@@ -85,10 +85,10 @@ pub struct ProbeView {
 }
 
 impl AppProbe {
-    /// Where it is answered on the health port.
+    /// Where it is answered on the health port. Of a hook: a secret.
     #[must_use]
     pub fn path(&self) -> String {
-        said::path(&self.container, self.kind)
+        said::path(&self.container, self.kind, self.token.as_deref())
     }
 
     /// Which port of the app is asked.
@@ -109,7 +109,8 @@ impl AppProbe {
             Ask::Tcp { .. } => "tcp",
             Ask::Grpc { .. } => "grpc",
         };
-        ProbeView { path: self.path(), asks, port: self.port(), timeout_seconds: self.timeout.as_secs() }
+        let path = said::path(&self.container, self.kind, None);
+        ProbeView { path, asks, port: self.port(), timeout_seconds: self.timeout.as_secs() }
     }
 }
 
@@ -154,8 +155,16 @@ fn kind_of(word: &str) -> Option<Kind> {
 
 fn check(container: &str, kind: Kind, probe: said::Probe) -> Result<AppProbe, String> {
     let seconds = probe.timeout_seconds;
-    if !(1..=MAX_TIMEOUT).contains(&seconds) {
-        return Err(format!("timeoutSeconds: {seconds} is not within 1 and {MAX_TIMEOUT}"));
+    if !(1..=MAX_TIMEOUT_SECONDS).contains(&seconds) {
+        return Err(format!("timeoutSeconds: {seconds} is not within 1 and {MAX_TIMEOUT_SECONDS}"));
+    }
+    match probe.token.as_deref() {
+        Some(token) if kind.is_hook() && said::is_token(token) => {}
+        None if !kind.is_hook() => {}
+        None => return Err("token: a hook that anybody could ask for".to_owned()),
+        // Not what it is: that is a secret, if a bad one.
+        Some(_) if kind.is_hook() => return Err("token: not 32 hexadecimal digits".to_owned()),
+        Some(_) => return Err("token: a probe has none".to_owned()),
     }
     let ask = match probe.ask {
         said::Ask::Http { port, path, https, headers } => {
@@ -165,7 +174,7 @@ fn check(container: &str, kind: Kind, probe: said::Probe) -> Result<AppProbe, St
         said::Ask::Grpc { port, service } => Ask::Grpc { port, service },
     };
     let timeout = Duration::from_secs(u64::from(seconds));
-    let checked = AppProbe { container: container.to_owned(), kind, timeout, ask };
+    let checked = AppProbe { container: container.to_owned(), kind, timeout, ask, token: probe.token };
     if checked.port() == 0 { Err("port: 0 is not a port (1-65535)".to_owned()) } else { Ok(checked) }
 }
 
@@ -212,6 +221,8 @@ fn read_headers(headers: Vec<(String, String)>) -> Result<HeaderMap, String> {
 mod tests {
     use super::*;
 
+    const TOKEN: &str = "00112233445566778899aabbccddeeff";
+
     fn refusal(text: &str) -> String {
         read(text).unwrap_err()
     }
@@ -228,13 +239,14 @@ mod tests {
 
     #[test]
     fn what_the_injector_writes_is_read_back() {
-        let of = |ask| said::Probe { timeout_seconds: 3, ask };
+        let of = |ask| said::Probe { timeout_seconds: 3, ask, token: None };
+        let hook = |ask| said::Probe { token: Some(TOKEN.to_owned()), ..of(ask) };
         let web = [
             (Kind::Liveness, of(said::Ask::Tcp { port: 5432 })),
             (Kind::Readiness, of(said::Ask::Grpc { port: 9000, service: "shop.Cart".into() })),
             (
                 Kind::PreStop,
-                of(said::Ask::Http { port: 8443, path: "/bye?now".into(), https: true, headers: Vec::new() }),
+                hook(said::Ask::Http { port: 8443, path: "/bye?now".into(), https: true, headers: Vec::new() }),
             ),
         ];
         let probes = said::Probes::from([("web".to_owned(), web.into())]);
@@ -245,7 +257,14 @@ mod tests {
             ("/app/web/preStop".to_owned(), "https", 8443),
             ("/app/web/readiness".to_owned(), "grpc", 9000),
         ];
+        let expected = expected.map(|(path, asks, port)| match path.ends_with("preStop") {
+            true => (format!("{path}/{TOKEN}"), asks, port),
+            false => (path, asks, port),
+        });
         assert_eq!(shown, expected);
+        let views = serde_json::to_string(&read.iter().map(AppProbe::view).collect::<Vec<_>>()).unwrap();
+        assert!(views.contains("/app/web/preStop") && !views.contains(TOKEN), "{views}");
+        assert!(!format!("{read:?}").contains(TOKEN));
         assert!(read.iter().all(|probe| probe.timeout == Duration::from_secs(3)));
     }
 
@@ -268,6 +287,15 @@ mod tests {
                 "web.liveness: timeoutSeconds: 0",
             ),
             (r#"{"web":{"startup":{"timeoutSeconds":1,"ask":{"tcp":{"port":0}}}}}"#, "web.startup: port: 0"),
+            (r#"{"web":{"preStop":{"timeoutSeconds":1,"ask":{"tcp":{"port":1}}}}}"#, "web.preStop: token: a hook that"),
+            (
+                r#"{"web":{"preStop":{"timeoutSeconds":1,"ask":{"tcp":{"port":1}},"token":"0123"}}}"#,
+                "web.preStop: token: not 32",
+            ),
+            (
+                r#"{"web":{"startup":{"timeoutSeconds":1,"ask":{"tcp":{"port":1}},"token":"00112233445566778899aabbccddeeff"}}}"#,
+                "web.startup: token: a probe has none",
+            ),
             (r#"{"../x":{}}"#, "is not a container's name"),
             ("{} {}", "trailing characters"),
         ] {

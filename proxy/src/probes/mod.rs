@@ -5,6 +5,10 @@
 //! and nothing else. Nothing of the caller's request is read but its path, nothing of the app's answer told but whether it is good.
 //! A probe is asked once at a time, and an answer serves all who ask within [`FRESH`]: whoever floods the health port learns an old
 //! answer, and neither reaches the app more often nor makes the kubelet's probe fail.
+//!
+//! A lifecycle hook does something, so it is asked for by its token alone (the last part of its path), and anew each time. The kubelet
+//! takes any HTTP answer for success, whatever its status, and only a connection without one for failure: so does the app's answer count
+//! here, and a hook that failed is told by ending the connection unanswered.
 
 mod ask;
 
@@ -73,6 +77,9 @@ impl Probes {
         if *method != Method::GET {
             return http::only("GET");
         }
+        if slot.probe.kind.is_hook() {
+            return slot.hook(&self.app).await;
+        }
         match slot.outcome(&self.app).await {
             Ok(said) => http::text(StatusCode::OK, format!("{said}\n")),
             Err(why) => http::text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
@@ -81,6 +88,21 @@ impl Probes {
 }
 
 impl Slot {
+    /// Each time anew: nobody but the kubelet asks, and it means it.
+    async fn hook(&self, app: &App) -> Answer {
+        let (container, hook) = (self.probe.container.as_str(), self.probe.kind.as_str());
+        match app.ask(&self.probe).await {
+            Ok(said) => {
+                tracing::info!(container, hook, said, "the app's hook was called");
+                http::last(http::text(StatusCode::OK, format!("{said}\n")))
+            }
+            Err(why) => {
+                tracing::warn!(container, hook, why, "the app's hook fails");
+                http::unanswered()
+            }
+        }
+    }
+
     async fn outcome(&self, app: &App) -> Outcome {
         let mut last = self.last.lock().await;
         if let Some((at, outcome)) = last.as_ref()

@@ -184,6 +184,65 @@ async fn a_flood_of_callers_reaches_the_app_once_and_all_of_them_hear_its_answer
     assert_eq!(app.asked.load(Ordering::SeqCst), before + 1);
 }
 
+/// A hook of a container `web`, and its path.
+fn hook(port: u16, more: &str) -> (Probes, String) {
+    let token = "00112233445566778899aabbccddeeff";
+    let text =
+        format!(r#"{{"web":{{"preStop":{{"timeoutSeconds":1,"token":"{token}","ask":{}}}}}}}"#, http_get(port, more));
+    (Probes::new(&read(&text).unwrap(), LOCAL, None), format!("/app/web/preStop/{token}"))
+}
+
+#[tokio::test]
+async fn a_hook_is_called_by_its_token_alone() {
+    let app = app("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let (probes, path) = hook(app.port, "");
+    for other in ["/app/web/preStop", "/app/web/preStop/", "/app/web/preStop/00112233445566778899aabbccddeefe"] {
+        assert_eq!(say(&probes, other).await.0, 404, "{other}");
+    }
+    assert_eq!(app.asked.load(Ordering::SeqCst), 0);
+    assert_eq!(say(&probes, &path).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_hook_is_called_anew_each_time() {
+    let app = app("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let (probes, path) = hook(app.port, "");
+    for times in 1..=3 {
+        assert_eq!(say(&probes, &path).await.0, 200);
+        assert_eq!(app.asked.load(Ordering::SeqCst), times);
+    }
+}
+
+/// As the kubelet has it of the app itself: any answer is a success, and none is a failure that no status can say.
+#[tokio::test]
+async fn a_hook_that_the_app_answers_is_good_and_one_that_it_does_not_is_not_answered() {
+    for answer in ["HTTP/1.1 500 No\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nless"] {
+        let (probes, path) = hook(app(answer).await.port, "");
+        assert_eq!(over_http(probes, &path).await.lines().next(), Some("HTTP/1.1 200 OK"), "{answer}");
+    }
+    let closed = TcpListener::bind((LOCAL, 0)).await.unwrap().local_addr().unwrap().port();
+    let silent = app("").await.port;
+    let nonsense = app("SSH-2.0-OpenSSH_9.2\r\n").await.port;
+    for port in [closed, silent, nonsense] {
+        let (probes, path) = hook(port, "");
+        assert_eq!(over_http(probes, &path).await, "", "the kubelet takes any answer for a success");
+    }
+}
+
+/// All that the kubelet would hear on the health port.
+async fn over_http(probes: Probes, path: &str) -> String {
+    let (mut far, near) = tokio::io::duplex(4096);
+    let probes = Arc::new(probes);
+    tokio::spawn(http::serve(near, Duration::from_secs(9), move |request| {
+        let probes = Arc::clone(&probes);
+        async move { probes.answer(&Method::GET, request.uri().path()).await }
+    }));
+    far.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut said = String::new();
+    let _ = far.read_to_string(&mut said).await;
+    said
+}
+
 #[tokio::test]
 async fn a_tcp_probe_is_good_where_the_app_accepts() {
     let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();

@@ -1,11 +1,11 @@
 //! The client: requests at a steady rate, and what became of each.
 //!
 //! Called by `main`. A request that fails is counted with its reason and never tried again, with one exception that HTTP itself makes
-//! (RFC 9112, 9.3.1): on a kept connection that the server closed before it was used.
+//! (RFC 9112, 9.3.1): on a kept connection that the server closed before it was used. These are counted too, and the test says how many there may be.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -25,6 +25,10 @@ const LIMIT: Duration = Duration::from_secs(5);
 struct Counts {
     good: u64,
     failed: BTreeMap<String, u64>,
+    /// Asked once more, on another connection.
+    retried: u64,
+    /// When the last good one was asked, in milliseconds after the start.
+    last_good: u128,
     /// Which pods answered, and how often.
     by: BTreeMap<String, u64>,
     slowest: Duration,
@@ -36,24 +40,27 @@ struct Counts {
 pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
     let uri: Uri = url.parse().context("URL")?;
     let counts = Arc::new(Mutex::new(Counts::default()));
-    let began = Instant::now();
+    let (began, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH)?);
     let mut under_way = JoinSet::new();
-    let kept: Arc<Mutex<Vec<SendRequest<Empty<Bytes>>>>> = Arc::default();
+    let kept: Arc<Kept> = Arc::default();
     let mut ticks = tokio::time::interval(EACH);
     while began.elapsed() < Duration::from_secs(seconds) {
         ticks.tick().await;
         let (uri, counts, kept) = (uri.clone(), Arc::clone(&counts), Arc::clone(&kept));
         under_way.spawn(async move {
             let asked = Instant::now();
-            let answer = match tokio::time::timeout(LIMIT, ask(&uri, keep.then_some(&*kept))).await {
+            let mut retried = 0;
+            let answer = match tokio::time::timeout(LIMIT, ask(&uri, keep.then_some(&*kept), &mut retried)).await {
                 Ok(answer) => answer,
                 Err(_) => Err(anyhow::anyhow!("no answer within {} s", LIMIT.as_secs())),
             };
             let Ok(mut counts) = counts.lock() else { return };
             counts.slowest = counts.slowest.max(asked.elapsed());
+            counts.retried += retried;
             match answer {
                 Ok((StatusCode::OK, text)) => {
                     counts.good += 1;
+                    counts.last_good = counts.last_good.max(asked.duration_since(began).as_millis());
                     let by = text.split_whitespace().nth(2).unwrap_or("?").to_owned();
                     *counts.by.entry(by).or_default() += 1;
                 }
@@ -69,10 +76,13 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
         "good": counts.good,
         "failed": counts.failed.values().sum::<u64>(),
         "reasons": counts.failed,
+        "retried": counts.retried,
+        "began_ms": u64::try_from(epoch.as_millis())?,
+        "last_good_ms": u64::try_from(counts.last_good)?,
         "by": counts.by,
         "slowest_ms": u64::try_from(counts.slowest.as_millis())?,
-        "failures_from_ms": counts.failures.map(|(first, _)| first.to_string()),
-        "failures_to_ms": counts.failures.map(|(_, last)| last.to_string()),
+        "failures_from_ms": counts.failures.map(|(first, _)| u64::try_from(first)).transpose()?,
+        "failures_to_ms": counts.failures.map(|(_, last)| u64::try_from(last)).transpose()?,
     });
     println!("{report}");
     Ok(())
@@ -80,7 +90,7 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
 
 /// Asks once and prints the answer; an answer other than 200 is an error.
 pub async fn get(url: &str) -> anyhow::Result<()> {
-    let (status, text) = tokio::time::timeout(LIMIT, ask(&url.parse()?, None)).await??;
+    let (status, text) = tokio::time::timeout(LIMIT, ask(&url.parse()?, None, &mut 0)).await??;
     print!("{text}");
     if status != StatusCode::OK {
         bail!("{status}");
@@ -97,7 +107,9 @@ impl Counts {
     }
 }
 
-async fn ask(uri: &Uri, kept: Option<&Mutex<Vec<SendRequest<Empty<Bytes>>>>>) -> anyhow::Result<(StatusCode, String)> {
+type Kept = Mutex<Vec<SendRequest<Empty<Bytes>>>>;
+
+async fn ask(uri: &Uri, kept: Option<&Kept>, retried: &mut u64) -> anyhow::Result<(StatusCode, String)> {
     loop {
         let waiting = kept.and_then(|kept| kept.lock().ok().and_then(|mut kept| kept.pop()));
         let reused = waiting.is_some();
@@ -111,7 +123,10 @@ async fn ask(uri: &Uri, kept: Option<&Mutex<Vec<SendRequest<Empty<Bytes>>>>>) ->
         let request = Request::get(path).header("host", host).body(Empty::new())?;
         connection.ready().await.context("connection")?;
         let response = match connection.send_request(request).await {
-            Err(error) if reused && (error.is_incomplete_message() || error.is_canceled()) => continue,
+            Err(error) if reused && (error.is_incomplete_message() || error.is_canceled()) => {
+                *retried += 1;
+                continue;
+            }
             other => other.context("request")?,
         };
         let status = response.status();

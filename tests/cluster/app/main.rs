@@ -8,7 +8,8 @@ mod serve;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-app serve                        HTTP on 8080, gRPC health on 9090, TCP on 7070; SIGTERM: goes on for 4 s, then ends in order
+app serve [sick]                 HTTP on 8080, gRPC health on 9090, TCP on 7070, well or sick at first; prints each call of /hook/NAME;
+                                 SIGTERM: goes on for 4 s, then ends in order
 app load URL SECONDS new|keep    20 requests a second, each on a new connection, or all on kept ones; prints a JSON report
 app get URL                      one request; prints what came
 app wait                         until SIGTERM";
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
     };
     let done = runtime.block_on(async {
         match words.as_slice() {
-            ["serve"] => serve::run().await,
+            ["serve"] => serve::run(true).await,
+            ["serve", "sick"] => serve::run(false).await,
             ["load", url, seconds, "new"] => load::run(url, seconds.parse()?, false).await,
             ["load", url, seconds, "keep"] => load::run(url, seconds.parse()?, true).await,
             ["get", url] => load::get(url).await,

@@ -31,10 +31,10 @@ struct App {
     ending: watch::Receiver<bool>,
 }
 
-/// Serves until SIGTERM.
-pub async fn run() -> anyhow::Result<()> {
+/// Serves until SIGTERM; at first `well` or not.
+pub async fn run(well: bool) -> anyhow::Result<()> {
     let (end, ending) = watch::channel(false);
-    let app = App { well: watch::Sender::new(true), ending };
+    let app = App { well: watch::Sender::new(well), ending };
     let (http, grpc) = (listen(HTTP).await?, listen(GRPC).await?);
     let asked = until_asked();
     tokio::spawn(serve_http(app.clone(), http));
@@ -89,6 +89,11 @@ async fn answer(app: App, request: Request<Incoming>, peer: SocketAddr) -> Resul
         (&Method::GET, "/health") if *app.well.borrow() => (StatusCode::OK, "well\n".to_owned()),
         (&Method::GET, "/health") => (StatusCode::SERVICE_UNAVAILABLE, "sick\n".to_owned()),
         (&Method::GET, "/") => (StatusCode::OK, format!("hello from {name} to {}\n", peer.ip().to_canonical())),
+        // A lifecycle hook's: who reads the log sees each call.
+        (&Method::GET, path) if path.starts_with("/hook/") => {
+            println!("hook {}", path.trim_start_matches("/hook/"));
+            (StatusCode::OK, "called\n".to_owned())
+        }
         (&Method::PUT, path @ ("/well" | "/sick")) => {
             app.well.send_replace(path == "/well");
             (StatusCode::OK, "so be it\n".to_owned())

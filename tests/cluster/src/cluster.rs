@@ -105,6 +105,16 @@ impl Cluster {
         on
     }
 
+    /// Kills a machine's daemon for good (`kill`), or starts it again as it was (`start`).
+    ///
+    /// # Errors
+    /// kit/daemon's.
+    pub fn daemon(&self, machine: &str, name: &str, verb: &str) -> Result<()> {
+        let mut daemon = Command::new(self.kit.join("daemon"));
+        daemon.args([machine, name, verb]).env("CLUSTER_BUILT", &self.built).stdin(Stdio::null());
+        told(&format!("kit/daemon {machine} {name} {verb}"), &daemon.output().context("kit/daemon")?).map(drop)
+    }
+
     /// Does something once for all tests.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 pub use cluster::Cluster;
 pub use namespace::{Load, Namespace};
-pub use wait::until;
+pub use wait::{throughout, until};
 
 /// What shows a promise.
 pub type Shown = fn(&Cluster) -> anyhow::Result<()>;

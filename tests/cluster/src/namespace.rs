@@ -116,6 +116,21 @@ impl<'a> Namespace<'a> {
         self.exec(pod, &["curl", "--silent", "--show-error", "--fail", "--max-time", "8", url])
     }
 
+    /// One HTTP request by curl, from a pod, that must be refused: a connection that ends without an answer, and nothing else that may go wrong.
+    ///
+    /// # Errors
+    /// It was answered, or failed in another way.
+    pub fn refused(&self, pod: &str, url: &str) -> Result<()> {
+        let args = ["exec", pod, "-c", "app", "--", "curl", "--silent", "--show-error", "--max-time", "8", url];
+        let output = self.cluster.kubectl_command(&self.args(&args)).output().context("kubectl")?;
+        let (said, why) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        anyhow::ensure!(!output.status.success(), "{url} was answered: {said}");
+        // 52: an empty answer; 56: reset while it waited for one. Not a name that is unknown (6), nobody there (7), or no answer in time (28).
+        let ended = ["curl: (52)", "curl: (56)"].iter().any(|code| why.contains(code));
+        anyhow::ensure!(ended && said.is_empty(), "{url} failed, but was not refused: {why}{said}");
+        Ok(())
+    }
+
     /// Starts a steady load of 20 requests a second for so many seconds, as a pod of its own: it does not end where the API server does.
     ///
     /// # Errors
@@ -174,6 +189,21 @@ pub struct Load<'a> {
 }
 
 impl Load<'_> {
+    /// Sees that it has not ended yet: whatever was to happen under it happened under it.
+    ///
+    /// # Errors
+    /// It has.
+    pub fn still_runs(&self) -> Result<()> {
+        let phase = self.namespace.kubectl(&["get", "pod", self.name, "-o", "jsonpath={.status.phase}"])?;
+        let said = self.namespace.kubectl(&["logs", self.name, "-c", "app"])?;
+        anyhow::ensure!(
+            phase == "Running" && said.is_empty(),
+            "the load {} was over before: {phase} {said}",
+            self.name
+        );
+        Ok(())
+    }
+
     /// Waits for its end: the client's report.
     ///
     /// # Errors
@@ -189,13 +219,22 @@ impl Load<'_> {
         serde_json::from_str(text.trim()).with_context(|| format!("the load's report: {text}"))
     }
 
-    /// Waits for its end: none of its requests may have failed.
+    /// Waits for its end: none of its requests may have failed, or been asked twice.
     ///
     /// # Errors
-    /// One failed, or fewer were made than half of what was asked for.
+    /// One was, or fewer were made than half of what was asked for.
     pub fn nothing_failed(&self) -> Result<Value> {
+        self.nothing_failed_but_retried(0)
+    }
+
+    /// The same; so many may have been asked on a kept connection that the server closed just then, and once more on another.
+    ///
+    /// # Errors
+    /// One failed, more were asked twice, or fewer were made than half of what was asked for.
+    pub fn nothing_failed_but_retried(&self, most: u64) -> Result<Value> {
         let report = self.report()?;
         anyhow::ensure!(report["failed"] == 0, "requests failed: {report}");
+        anyhow::ensure!(report["retried"].as_u64() <= Some(most), "more than {most} were asked twice: {report}");
         anyhow::ensure!(
             report["good"].as_u64() > Some(self.seconds * 10),
             "too few requests to show anything: {report}"

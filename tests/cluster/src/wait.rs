@@ -23,6 +23,20 @@ pub fn until<T>(limit: Duration, what: &str, mut attempt: impl FnMut() -> anyhow
     }
 }
 
+/// Asks again and again for so long: it must hold each time.
+///
+/// # Errors
+/// The first time that it did not.
+pub fn throughout(time: Duration, what: &str, mut attempt: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < time {
+        attempt()
+            .with_context(|| format!("after {:.1} s of {}: {what}", began.elapsed().as_secs_f64(), time.as_secs()))?;
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -1,6 +1,7 @@
-//! What the test cluster runs, built from the Go module proxy and this machine's C compiler: `kube`, `coredns`, `pause`.
+//! What the test cluster runs, built from the Go module proxy and this machine's C compiler: `kube`, `coredns`, `pause`; and the judges of
+//! the chart, Helm and kubeconform.
 //!
-//! Called by `cluster`. Nothing is built again whose sources and compiler are the same; all of it, Go's caches included, is below
+//! Called by `cluster`, and by `test` for the judges alone. Nothing is built again whose sources and compiler are the same; all of it, Go's caches included, is below
 //! target/cluster. It must never hide that the network or Go is missing: that is a `Cannot`, and is told as a skip.
 
 use std::path::{Path, PathBuf};
@@ -33,7 +34,24 @@ pub fn build(dir: &Path) -> Result<()> {
     go.module(&sources.join("coredns"), &bin.join("coredns"), &[], false)?;
     // What Prometheus would scrape, by its own discovery.
     go.module(&cargo::root().join("manifests/tools/targets"), &bin.join("targets"), &[], false)?;
-    pause(&sources.join("pause/pause.c"), &bin.join("pause"))
+    pause(&sources.join("pause/pause.c"), &bin.join("pause"))?;
+    // Helm is the other road of an operator, too.
+    judges(dir)
+}
+
+const HELM: (&str, &str) = ("helm", "helm.sh/helm/v3/cmd/helm");
+const KUBECONFORM: (&str, &str) = ("kubeconform", "github.com/yannh/kubeconform/cmd/kubeconform");
+/// In the source of the very Kubernetes that the cluster runs.
+const OPENAPI: &str = "api/openapi-spec/swagger.json";
+
+/// Sees to it that what judges the chart is in `dir`/bin: Helm, kubeconform, and `openapi.json`, of which kubeconform's schemas are made.
+pub fn judges(dir: &Path) -> Result<()> {
+    let bin = dir.join("bin");
+    std::fs::create_dir_all(&bin).with_context(|| format!("making {}", bin.display()))?;
+    let go = Go::find(dir)?;
+    go.judge(&bin, HELM)?;
+    go.judge(&bin, KUBECONFORM)?;
+    go.openapi(&bin.join("openapi.json"))
 }
 
 /// A Go that is new enough.
@@ -91,24 +109,57 @@ impl Go {
 
     /// Builds one module into one program.
     fn module(&self, module: &Path, program: &Path, flags: &[&str], cgo: bool) -> Result<()> {
+        self.package(module, ".", program, flags, cgo)
+    }
+
+    /// A foreign program, held to the sums in manifests/tools/go.sum.
+    fn judge(&self, bin: &Path, (name, package): (&str, &str)) -> Result<()> {
+        self.package(&cargo::root().join("manifests/tools"), package, &bin.join(name), &[], false)
+    }
+
+    /// Copies the description of Kubernetes' API out of its source.
+    fn openapi(&self, file: &Path) -> Result<()> {
+        let module = cargo::root().join("tests/cluster/kube");
+        let inputs = inputs(&module, OPENAPI)?;
+        if is_current(file, &inputs) {
+            return Ok(());
+        }
+        self.download(&module, "the description of Kubernetes' API", &["k8s.io/kubernetes"])?;
+        let mut list = self.command(&module);
+        list.args(["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"]);
+        let output = list.stderr(Stdio::null()).output().context("running go list")?;
+        let there = Path::new(String::from_utf8_lossy(&output.stdout).trim()).join(OPENAPI);
+        std::fs::copy(&there, file).with_context(|| format!("copying {}", there.display()))?;
+        remember(file, &inputs)
+    }
+
+    /// Fetches modules, all of them where none is named.
+    fn download(&self, module: &Path, what: &str, modules: &[&str]) -> Result<()> {
+        let mut download = self.command(module);
+        download.args(["mod", "download"]).args(modules);
+        let (output, status) = suite::capture(download, DOWNLOAD_LIMIT, false)?;
+        if !status.is_some_and(|status| status.success()) {
+            let why = output.lines().last().unwrap_or("no answer in time").to_owned();
+            bail!(Cannot(format!("the Go modules of {what} could not be downloaded: {why}")));
+        }
+        Ok(())
+    }
+
+    /// Builds one package of a module, or of what it depends on, into one program.
+    fn package(&self, module: &Path, package: &str, program: &Path, flags: &[&str], cgo: bool) -> Result<()> {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let inputs = inputs(module, &format!("{} {flags:?} {cgo}", self.version))?;
+        let how = if package == "." { String::new() } else { format!(" {package}") };
+        let inputs = inputs(module, &format!("{} {flags:?} {cgo}{how}", self.version))?;
         if is_current(program, &inputs) {
             return Ok(());
         }
         let began = Instant::now();
         let long = if name == "kube" { " (the first time about 7 minutes on 2 cores)" } else { "" };
         println!("   building {name} from its Go modules{long} ...");
-        let mut download = self.command(module);
-        download.args(["mod", "download"]);
-        let (output, status) = suite::capture(download, DOWNLOAD_LIMIT, false)?;
-        if !status.is_some_and(|status| status.success()) {
-            let why = output.lines().last().unwrap_or("no answer in time").to_owned();
-            bail!(Cannot(format!("the Go modules of {name} could not be downloaded: {why}")));
-        }
+        self.download(module, &name, &[])?;
         println!("   {name}: modules are there after {:.0} s", began.elapsed().as_secs_f64());
         let mut build = self.command(module);
-        build.args(["build", "-trimpath"]).args(flags).arg("-o").arg(program).arg(self.ldflags(module)?).arg(".");
+        build.args(["build", "-trimpath"]).args(flags).arg("-o").arg(program).arg(self.ldflags(module)?).arg(package);
         build.env("CGO_ENABLED", if cgo { "1" } else { "0" });
         finish(build, &name, began)?;
         remember(program, &inputs)
@@ -158,6 +209,8 @@ fn inputs(source: &Path, how: &str) -> Result<String> {
     if source.is_dir() {
         let entries = std::fs::read_dir(source).with_context(|| format!("reading {}", source.display()))?;
         files = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+        // A module in it is built by itself.
+        files.retain(|file| file.is_file());
         files.sort();
     }
     let mut all = how.as_bytes().to_owned();

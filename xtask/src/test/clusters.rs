@@ -1,6 +1,6 @@
-//! The tests on a real Kubernetes cluster, which is started for them and stopped after them.
+//! The tests on a real Kubernetes cluster, which is started for them and stopped after them; and what the chart's tests are judged by.
 //!
-//! Called by `test` as its last step. Where there can be no cluster that is a skip, with the reason; anything else that keeps the tests
+//! Called by `test`, as its last step and before the ordinary tests. Where there can be no cluster that is a skip, with the reason; anything else that keeps the tests
 //! from running is a failure.
 
 use std::time::Duration;
@@ -8,13 +8,38 @@ use std::time::Duration;
 use super::Run;
 use super::suites::{names, test_command};
 use crate::cargo::TestProgram;
-use crate::cluster::{Bed, Cannot};
+use crate::cluster::{self, Bed, Cannot};
 use crate::report::Tally;
 
+/// Its tests hold the chart's.
+const CLI: &str = "countersign-cli";
 /// For all tests on the cluster.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 impl Run {
+    /// Builds what the tests of the chart are judged by; without it they say that they did not run.
+    pub fn judges(&mut self, programs: &[TestProgram]) {
+        let concerned: Vec<_> = programs
+            .iter()
+            .filter(|program| program.package == CLI && program.target == "manifests")
+            .cloned()
+            .collect();
+        if !self.wants("unit") && !self.names_one_of(&concerned) {
+            return;
+        }
+        let began = self.report.begin("judges: Helm and kubeconform (some minutes the first time)");
+        match cluster::judges() {
+            Ok(()) => self.report.end("judges", began, Tally::one(true)),
+            Err(problem) => match problem.downcast_ref::<Cannot>() {
+                Some(Cannot(reason)) => self.report.skip_step("judges", reason),
+                None => {
+                    self.report.failure(&format!("judges: {problem:#}"));
+                    self.report.end("judges", began, Tally::one(false));
+                }
+            },
+        }
+    }
+
     /// Brings a cluster up for these programs and runs them.
     pub fn cluster(&mut self, programs: Vec<TestProgram>) {
         if !self.wants("cluster") && !self.names_one_of(&programs) {

@@ -1,15 +1,21 @@
 //! Install, upgrade, uninstall, as an operator types it.
 
-use anyhow::{Context as _, Result, ensure};
-use countersign_cluster_tests::Beside::Nobody;
-use countersign_cluster_tests::{Cluster, Promise};
-use serde_json::Value;
+use std::io::Write as _;
+use std::process::Stdio;
+use std::time::Duration;
 
-use crate::mesh::{SYSTEM, install, install_with, pair};
+use anyhow::{Context as _, Result, ensure};
+use countersign_cluster_tests::Beside::{Nobody, Others};
+use countersign_cluster_tests::{Cluster, Namespace, Promise, until};
+use serde_json::{Value, json};
+
+use crate::mesh::{INJECT, SYSTEM, install, install_with, installed, pair, stranger};
 
 pub const PROMISES: &[Promise] = &[
     ("check_finds_an_installed_mesh_in_order", Nobody, check),
     ("an_upgrade_keeps_the_cas_state_and_the_webhooks_certificate_and_fails_no_request", Nobody, upgrade),
+    ("check_names_a_missing_permission_an_ended_certificate_and_a_pod_that_should_be_meshed", Nobody, check_finds),
+    ("the_demo_is_applied_by_one_command_and_holds_its_rules", Others, demo),
     ("uninstall_leaves_nothing_and_the_mesh_can_be_installed_again", Nobody, uninstall),
 ];
 
@@ -18,32 +24,169 @@ fn check(cluster: &Cluster) -> Result<()> {
     cluster.countersign_says(&["check"]).map(drop)
 }
 
-fn upgrade(cluster: &Cluster) -> Result<()> {
-    let namespace = pair(cluster, "install-upgrade")?;
-    let before = kept(cluster)?;
-    let load = namespace.load("load", "http://server/", 60, false)?;
-    install_with(cluster, &["--set", "log=debug"])?;
-    let after = kept(cluster)?;
-    ensure!(before == after, "an upgrade changed what it must keep");
-    load.nothing_failed()?;
-    install(cluster)
+/// Exit code 1, and a line `problem CHECK ...` with these words; with `--output json`, as programs read it.
+fn finds(cluster: &Cluster, check: &str, words: &[&str]) -> Result<()> {
+    let output = cluster.countersign(&["--output", "json", "check"]).output().context("countersign check")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.code() == Some(1),
+        "{check}: {:?}: {said}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let findings: Vec<Value> = serde_json::from_str(&said).with_context(|| said.clone())?;
+    let found = findings.iter().find(|finding| finding["check"] == check).with_context(|| said.clone())?;
+    ensure!(found["state"] == "problem" && found["do"].is_string(), "{found}");
+    let says = found["says"].as_str().unwrap_or_default();
+    ensure!(words.iter().all(|word| says.contains(word)), "{words:?}: {says}");
+    Ok(())
 }
 
-/// The roots, the key of the CA's state, and whom the API server believes to be the injector.
-fn kept(cluster: &Cluster) -> Result<[Value; 3]> {
-    let bundle = cluster.object(&["-n", SYSTEM, "get", "configmap", "countersign-bundle"])?;
-    let key = cluster.object(&["-n", SYSTEM, "get", "secret", "countersign-ca-key"])?;
-    let webhooks = cluster.object(&["get", "mutatingwebhookconfiguration", "countersign-injector"])?;
-    let kept =
-        [bundle["data"].clone(), key["data"].clone(), webhooks["webhooks"][0]["clientConfig"]["caBundle"].clone()];
-    ensure!(kept.iter().all(|value| !value.is_null()), "something is not there");
+/// Ended with the year 2000.
+const ENDED: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBBzCBrgIBATAKBggqhkjOPQQDAjAQMQ4wDAYDVQQDDAVlbmRlZDAeFw0wMDAx
+MDEwMDAwMDBaFw0wMTAxMDEwMDAwMDBaMBAxDjAMBgNVBAMMBWVuZGVkMFkwEwYH
+KoZIzj0CAQYIKoZIzj0DAQcDQgAEqxm7FpYieIHPCz4eyL18BQ9JDy7y7TYf5hB3
+a/f10blEepBXB4M2gCJWutU1RCiNB6SMIevAON1weozq/XTadDAKBggqhkjOPQQD
+AgNIADBFAiEAoA4Z4ZpYJeK9utXkT3wa4UeGHzrrXo6Q9Aqu2xZ+dK0CIEceGfwl
+SwKKJddd4NGiLUnorLiwA1ncf9qNBwHV9suK
+-----END CERTIFICATE-----
+";
+
+fn check_finds(cluster: &Cluster) -> Result<()> {
+    installed(cluster)?;
+    cluster.countersign_says(&["check"]).context("at first all is well")?;
+
+    let late = stranger(cluster, "install-late")?;
+    cluster.kubectl(&["label", "namespace", late.name, INJECT])?;
+    finds(cluster, "pods to be meshed", &["install-late/client"])?;
+    cluster.kubectl(&["label", "namespace", late.name, "countersign.dev/inject-"])?;
+
+    let without = r#"[{"op": "remove", "path": "/rules/1"}]"#;
+    cluster.kubectl(&["patch", "clusterrole", "countersign-controller", "--type=json", "--patch", without])?;
+    let found = finds(cluster, "permissions", &["countersign-controller", "endpointslices"]);
+    install(cluster)?;
+    found?;
+
+    // With the injector away, which would put it right at once.
+    let scale = |replicas: &str| {
+        cluster.kubectl(&["-n", SYSTEM, "scale", "deployment/countersign-injector", &format!("--replicas={replicas}")])
+    };
+    scale("0")?;
+    let found = ended(cluster);
+    scale("2")?;
+    install(cluster)?;
+    found?;
+    until(Duration::from_secs(60), "all is well again", || cluster.countersign_says(&["check"])).map(drop)
+}
+
+fn ended(cluster: &Cluster) -> Result<()> {
+    until(Duration::from_secs(60), "the injector is away", || {
+        let pods = ["-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/name=countersign-injector", "-o", "name"];
+        let pods = cluster.kubectl(&pods)?;
+        ensure!(pods.is_empty(), "{pods}");
+        Ok(())
+    })?;
+    let mut encode =
+        std::process::Command::new("base64").arg("--wrap=0").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    encode.stdin.take().context("its input")?.write_all(ENDED.as_bytes())?;
+    let bundle = String::from_utf8(encode.wait_with_output()?.stdout)?;
+    let patch = json!([{ "op": "replace", "path": "/webhooks/1/clientConfig/caBundle", "value": bundle }]).to_string();
+    cluster.kubectl(&[
+        "patch",
+        "validatingwebhookconfiguration",
+        "countersign-policies",
+        "--type=json",
+        "--patch",
+        &patch,
+    ])?;
+    finds(cluster, "webhook certificate", &["the caBundle of ephemeral.countersign.dev ended"])?;
+    finds(cluster, "injection", &["pods that are labelled in are refused"])
+}
+
+fn demo(cluster: &Cluster) -> Result<()> {
+    installed(cluster)?;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../manifests/demo");
+    let shop = Namespace { cluster, name: "shop" };
+    let gone = ["delete", "namespace", shop.name, "--ignore-not-found", "--timeout=120s"];
+    cluster.kubectl(&gone)?;
+    cluster.kubectl(&["apply", "-k", folder])?;
+    for name in ["frontend", "orders", "stock"] {
+        shop.rolled_out(&format!("deployment/{name}"))?;
+    }
+    // No label says otherwise: Strict and Enforce.
+    let answer = until(Duration::from_secs(30), "frontend reaches orders", || {
+        shop.curl("deployment/frontend", "http://orders/")
+    })?;
+    ensure!(answer.contains("three left in stock"), "orders asks stock: {answer}");
+    shop.refused("deployment/frontend", "http://stock/")?;
+    cluster.kubectl(&gone).map(drop)
+}
+
+fn upgrade(cluster: &Cluster) -> Result<()> {
+    let namespace = pair(cluster, "install-upgrade")?;
+    // Not an upgrade of a mesh that has just been made: what is there now was written by a process before.
+    let before = kept(cluster)?;
+    let load = namespace.load("load", "http://server/", 120, false)?;
+    install_with(cluster, &["--set", "log=debug"])?;
+    same(&before, &kept(cluster)?)?;
+    let args = ["-n", SYSTEM, "get", "deployment", "countersign-ca", "-o", "jsonpath={..args}"];
+    ensure!(cluster.kubectl(&args)?.contains("--log=debug"), "the upgrade changed nothing");
+    load.still_runs()?;
+    load.nothing_failed()?;
+    install(cluster)?;
+    same(&before, &kept(cluster)?)
+}
+
+/// What an upgrade and a restart must keep, each by a name: the roots, the CA's state and the key that seals it, the injector's certificates, and
+/// whom the API server believes to be the injector, in each of its webhooks.
+pub fn kept(cluster: &Cluster) -> Result<Vec<(String, Value)>> {
+    let mut kept = Vec::new();
+    for (kind, name) in [
+        ("configmap", "countersign-bundle"),
+        ("secret", "countersign-ca-state"),
+        ("secret", "countersign-ca-key"),
+        ("secret", "countersign-injector-tls"),
+    ] {
+        let object = cluster.object(&["-n", SYSTEM, "get", kind, name])?;
+        ensure!(object["data"].as_object().is_some_and(|data| !data.is_empty()), "{name} is empty");
+        kept.push((format!("{kind} {name}"), object["data"].clone()));
+        kept.push((format!("uid of {kind} {name}"), object["metadata"]["uid"].clone()));
+    }
+    for (kind, name) in [
+        ("mutatingwebhookconfiguration", "countersign-injector"),
+        ("validatingwebhookconfiguration", "countersign-policies"),
+    ] {
+        let object = cluster.object(&["get", kind, name])?;
+        let webhooks = object["webhooks"].as_array().context("webhooks")?;
+        ensure!(webhooks.len() == 2, "{object}");
+        for webhook in webhooks {
+            let bundle = &webhook["clientConfig"]["caBundle"];
+            ensure!(bundle.as_str().is_some_and(|bundle| bundle.len() > 100), "no caBundle: {webhook}");
+            kept.push((format!("caBundle of {}", webhook["name"]), bundle.clone()));
+        }
+    }
     Ok(kept)
+}
+
+/// Names what is another.
+pub fn same(before: &[(String, Value)], after: &[(String, Value)]) -> Result<()> {
+    let other: Vec<_> = before.iter().filter(|kept| !after.contains(kept)).map(|(name, _)| name).collect();
+    ensure!(other.is_empty() && before.len() == after.len(), "not what it was: {other:?}");
+    Ok(())
 }
 
 fn uninstall(cluster: &Cluster) -> Result<()> {
     let _namespace = pair(cluster, "install-gone")?;
     let uninstall = ["uninstall", "--yes", "--ca-state", "remove"];
-    ensure!(cluster.countersign_says(&uninstall).is_err(), "it went on although pods have a sidecar");
+    let Err(refusal) = cluster.countersign_says(&uninstall) else {
+        anyhow::bail!("it went on although pods have a sidecar");
+    };
+    let why = format!("{refusal:#}");
+    ensure!(why.contains("has a sidecar: "), "{why}");
+    // Nothing was taken away by the one that refused.
+    kept(cluster)?;
     let forced: Vec<_> = uninstall.iter().copied().chain(["--force"]).collect();
     cluster.countersign_says(&forced).context("uninstall")?;
     let everything = cluster.kubectl(&["api-resources", "--verbs=list", "-o", "name"])?;

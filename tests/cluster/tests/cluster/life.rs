@@ -1,20 +1,20 @@
-//! A meshed pod's life: what runs before its app, how its health is told, and how it ends.
+//! A meshed pod's life: what runs before its app, and how it ends.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::Others;
-use countersign_cluster_tests::{Cluster, Namespace, Promise, until};
-use serde_json::Value;
+use countersign_cluster_tests::{Cluster, Promise, throughout, until};
+use serde_json::{Value, json};
 
-use crate::mesh::{meshed, pair};
+use crate::guard::by_hand;
+use crate::mesh::{SYSTEM, meshed, pair};
 
 pub const PROMISES: &[Promise] = &[
     ("a_job_completes", Others, job),
     ("an_init_container_reaches_the_network", Others, init_container),
     ("the_app_starts_only_after_the_sidecar_is_ready", Others, sidecar_first),
     ("the_app_does_not_start_where_the_redirect_rules_are_missing", Others, no_rules_no_app),
-    ("http_tcp_and_grpc_probes_turn_with_the_apps_health", Others, probes),
     ("a_rolling_update_under_load_fails_no_request", Others, rolling_update),
     ("a_scale_down_under_load_fails_no_request", Others, scale_down),
 ];
@@ -62,24 +62,75 @@ fn init_container(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// A pod whose sidecar cannot be ready, for want of a CA, until somebody says where it is.
 fn sidecar_first(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "life-first")?;
     let pod = namespace.object(&["get", "pod", "client"])?;
     let names: Vec<_> = array(&pod["spec"]["initContainers"])?.iter().map(|it| it["name"].clone()).collect();
     ensure!(names == ["countersign-intercept", "countersign-proxy"], "{names:?}");
-    let status = &pod["status"];
-    let sidecar = array(&status["initContainerStatuses"])?.iter().find(|it| it["name"] == "countersign-proxy");
-    let sidecar = sidecar.context("the sidecar's status")?;
-    ensure!(sidecar["started"] == true && sidecar["ready"] == true, "{sidecar}");
-    let started = |state: &Value| state["state"]["running"]["startedAt"].as_str().map(str::to_owned);
-    let (first, second) = (started(sidecar), started(&status["containerStatuses"][0]));
-    // RFC 3339 in UTC to whole seconds: the order of the texts is that of the times.
-    ensure!(first.is_some() && first <= second, "{first:?} {second:?}");
-    // The sidecar was asked by the kubelet before that, and by way of the inbound redirect alone.
-    let spec = array(&pod["spec"]["initContainers"])?[1].clone();
-    ensure!(spec["startupProbe"]["httpGet"]["port"] == 15021, "{spec}");
+
+    let mut pod = by_hand(&namespace, "client", "held")?;
+    pod["spec"]["containers"][0]["command"] = json!(["/app", "get", "http://server/"]);
+    pod["spec"]["restartPolicy"] = "Never".into();
+    let environment = pod["spec"]["initContainers"][1]["env"].as_array_mut().context("env")?;
+    let ca = environment.iter_mut().find(|it| it["name"] == "COUNTERSIGN_CA_ADDRESS").context("the CA's address")?;
+    ca["value"] = format!("ca.{}.svc:15030", namespace.name).into();
+    namespace.apply(CA_ELSEWHERE)?;
+    namespace.apply(&pod.to_string())?;
+    let status = || -> Result<Value> { Ok(namespace.object(&["get", "pod", "held"])?["status"].clone()) };
+    let held = |status: &Value| {
+        let sidecar = sidecar(status)?;
+        ensure!(!sidecar["state"]["running"].is_null() && sidecar["started"] == false, "{sidecar}");
+        ensure!(!status["containerStatuses"][0]["state"]["waiting"].is_null(), "the app started: {status}");
+        Ok(())
+    };
+    until(Duration::from_secs(60), "the sidecar runs", || held(&status()?))
+        .map_err(|error| namespace.explained(error))?;
+    // Many times what it takes where nothing is missing.
+    throughout(
+        Duration::from_secs(20),
+        "the sidecar is not ready, and so the app does not start",
+        || held(&status()?),
+    )?;
+
+    let ours = ["-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/name=countersign-ca"];
+    let ours = cluster.object(&ours)?;
+    let address = ours["items"][0]["status"]["podIP"].as_str().context("the CA's address")?;
+    namespace.apply(&CA_FOUND.replace("ADDRESS", address))?;
+    // Ready now, and the first request of the app, which is its first act, is answered.
+    until(Duration::from_secs(60), "the app has ended", || {
+        let status = status()?;
+        ensure!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0, "{status}");
+        ensure!(sidecar(&status)?["started"] == true, "{status}");
+        Ok(())
+    })
+    .map_err(|error| namespace.explained(error))?;
+    let said = namespace.kubectl(&["logs", "held", "-c", "app"])?;
+    ensure!(said.starts_with("hello from server"), "{said}");
     Ok(())
 }
+
+fn sidecar(status: &Value) -> Result<Value> {
+    let found = array(&status["initContainerStatuses"])?.iter().find(|it| it["name"] == "countersign-proxy");
+    found.cloned().context("the sidecar's status")
+}
+
+/// Without endpoints, until there is a slice.
+const CA_ELSEWHERE: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: ca}
+spec: {ports: [{name: grpc, port: 15030}]}
+";
+
+const CA_FOUND: &str = r"
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: ca-found, labels: {kubernetes.io/service-name: ca}}
+addressType: IPv4
+ports: [{name: grpc, port: 15030, protocol: TCP}]
+endpoints: [{addresses: ['ADDRESS'], conditions: {ready: true}}]
+";
 
 const ALONE: &str = r"
 apiVersion: v1
@@ -90,83 +141,53 @@ spec:
   containers: [{name: app, image: 'localhost/app:1', command: [/app, wait]}]
 ";
 
-/// The pod as the injector made it, but for the rules: an init container that sets none.
+/// Two pods as the injector made them, applied at once; in one the init container sets no rules. All else is equal.
 fn no_rules_no_app(cluster: &Cluster) -> Result<()> {
     let namespace = meshed(cluster, "life-norules")?;
     namespace.apply(ALONE)?;
     namespace.ready("pod/alone")?;
-    let mut pod = namespace.object(&["get", "pod", "alone"])?;
-    namespace.kubectl(&["delete", "pod", "alone"])?;
-    pod["metadata"] = serde_json::json!({
-        "name": "bare", "labels": { "app": "bare", "countersign.dev/inject": "disabled" }
-    });
-    pod["spec"].as_object_mut().context("spec")?.remove("nodeName");
-    pod["spec"]["initContainers"][0]["args"] = serde_json::json!(["version"]);
-    namespace.apply(&pod.to_string())?;
-    // Long enough for the rules to have been there, had they been set: the pod above was ready sooner.
-    let status = until(Duration::from_secs(60), "the sidecar has run and was asked in vain", || {
-        let status = namespace.object(&["get", "pod", "bare"])?["status"].clone();
-        let sidecar = &status["initContainerStatuses"][1];
-        let ran = sidecar["restartCount"].as_u64() > Some(0) || failed_startup(&namespace)?;
-        ensure!(ran, "{status}");
-        Ok(status)
+    let whole = by_hand(&namespace, "alone", "whole")?;
+    let mut bare = by_hand(&namespace, "alone", "bare")?;
+    bare["spec"]["initContainers"][0]["args"] = json!(["version"]);
+    namespace.apply(&bare.to_string())?;
+    namespace.apply(&whole.to_string())?;
+    namespace.ready("pod/whole")?;
+    let status = || -> Result<Value> { Ok(namespace.object(&["get", "pod", "bare"])?["status"].clone()) };
+    let held = |status: &Value| {
+        ensure!(status["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 0, "{status}");
+        let sidecar = sidecar(status)?;
+        ensure!(!sidecar["state"]["running"].is_null() && sidecar["started"] == false, "{sidecar}");
+        ensure!(!status["containerStatuses"][0]["state"]["waiting"].is_null(), "the app started: {status}");
+        Ok(())
+    };
+    until(Duration::from_secs(30), "its sidecar runs", || held(&status()?))?;
+    // Its sidecar has all else that it needs, and says what is missing.
+    until(Duration::from_secs(30), "the sidecar says why", || {
+        let log = namespace.kubectl(&["logs", "bare", "-c", "countersign-proxy"])?;
+        ensure!(log.contains("new SVID in force"), "{log}");
+        ensure!(log.contains("the outbound redirect is not in force yet"), "{log}");
+        Ok(())
     })?;
-    ensure!(status["containerStatuses"][0]["state"]["waiting"] != Value::Null, "the app started: {status}");
-    // `countersign check` finds it, and says so.
-    namespace.kubectl(&["delete", "pod", "bare", "--wait=false"]).map(drop)
-}
-
-fn failed_startup(namespace: &Namespace<'_>) -> Result<bool> {
+    throughout(Duration::from_secs(20), "the app does not start", || held(&status()?))?;
     let events = namespace.kubectl(&["get", "events", "--field-selector=involvedObject.name=bare,reason=Unhealthy"])?;
-    Ok(events.matches("Startup probe failed").count() > 0)
-}
-
-const PROBES: &str = r"
-apiVersion: v1
-kind: Pod
-metadata: {name: KIND, labels: {app: probed}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: app
-    image: localhost/app:1
-    args: [serve]
-    readinessProbe: {PROBE, periodSeconds: 1, failureThreshold: 1}
-";
-
-fn probes(cluster: &Cluster) -> Result<()> {
-    let namespace = meshed(cluster, "life-probes")?;
-    let kinds = [
-        ("http", "httpGet: {path: /health, port: 8080}"),
-        ("tcp", "tcpSocket: {port: 7070}"),
-        ("grpc", "grpc: {port: 9090}"),
-    ];
-    for (kind, probe) in kinds {
-        namespace.apply(&PROBES.replace("KIND", kind).replace("PROBE", probe))?;
-    }
-    for (kind, _) in kinds {
-        let pod = format!("pod/{kind}");
-        namespace.ready(&pod)?;
-        for (turn, state) in [("sick", "False"), ("well", "True")] {
-            let put = ["curl", "-sSf", "-X", "PUT", &format!("http://127.0.0.1:8080/{turn}")];
-            namespace.exec(&pod, &put)?;
-            let wait = ["wait", &format!("--for=condition=Ready={state}"), "--timeout=30s", &pod];
-            namespace.kubectl(&wait).with_context(|| format!("the {kind} probe of an app that is {turn}"))?;
-        }
-    }
-    Ok(())
+    ensure!(events.contains("Startup probe failed") && events.contains("15021"), "{events}");
+    namespace.kubectl(&["delete", "pod", "bare", "--wait=false"]).map(drop)
 }
 
 fn rolling_update(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "life-rolling")?;
     let (new, kept) = (
-        namespace.load("load-new", "http://server/", 60, false)?,
-        namespace.load("load-kept", "http://server/", 60, true)?,
+        namespace.load("load-new", "http://server/", 90, false)?,
+        namespace.load("load-kept", "http://server/", 90, true)?,
     );
     namespace.kubectl(&["rollout", "restart", "deployment/server"])?;
     namespace.rolled_out("deployment/server")?;
     for load in [new, kept] {
-        let report = load.nothing_failed()?;
+        load.still_runs()?;
+    }
+    for load in [new, kept] {
+        // Each of two servers that go may close a kept connection just as it is used.
+        let report = load.nothing_failed_but_retried(2)?;
         let by = report["by"].as_object().context("who answered")?.len();
         ensure!(by > 2, "the update was over before the load, or after it: {report}");
     }
@@ -176,17 +197,30 @@ fn rolling_update(cluster: &Cluster) -> Result<()> {
 fn scale_down(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "life-scale")?;
     let (new, kept) = (
-        namespace.load("load-new", "http://server/", 40, false)?,
-        namespace.load("load-kept", "http://server/", 40, true)?,
+        namespace.load("load-new", "http://server/", 90, false)?,
+        namespace.load("load-kept", "http://server/", 90, true)?,
     );
+    until(Duration::from_secs(20), "both loads are under way", || {
+        let log = namespace.kubectl(&["logs", "--selector=app=server", "-c", "countersign-proxy", "--tail=200"])?;
+        ensure!(log.contains("spiffe://"), "{log}");
+        Ok(())
+    })?;
     namespace.kubectl(&["scale", "deployment/server", "--replicas=1"])?;
     until(Duration::from_secs(60), "one server is left", || {
         ensure!(crate::mesh::addresses(&namespace, "server")?.len() == 1);
         Ok(())
     })?;
+    let mut answered = Vec::new();
     for load in [new, kept] {
-        load.nothing_failed()?;
+        load.still_runs()?;
     }
+    for load in [new, kept] {
+        let report = load.nothing_failed_but_retried(1)?;
+        answered.extend(report["by"].as_object().context("who answered")?.keys().cloned());
+    }
+    answered.sort();
+    answered.dedup();
+    ensure!(answered.len() == 2, "the one that went had no part in it: {answered:?}");
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 //! Run by `cargo xtask cluster test` and by `cargo xtask test`.
 
 mod bed;
+mod guard;
+mod health;
 mod install;
 mod life;
 mod mesh;
@@ -21,6 +23,8 @@ fn main() -> ExitCode {
         plane::PROMISES,
         talk::PROMISES,
         life::PROMISES,
+        health::PROMISES,
+        guard::PROMISES,
         rules::PROMISES,
         outage::PROMISES,
         install::PROMISES,

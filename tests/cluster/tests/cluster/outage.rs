@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::Nobody;
-use countersign_cluster_tests::{Cluster, Namespace, Promise, until};
+use countersign_cluster_tests::{Cluster, Namespace, Promise, throughout, until};
 
 use crate::mesh::{SYSTEM, pair, stranger};
 
@@ -22,10 +22,13 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Kept connections and new ones, longer than the minute.
 fn under_load(namespace: &Namespace<'_>, minute: impl FnOnce() -> Result<()>) -> Result<()> {
-    let seconds = MINUTE.as_secs() + 25;
+    let seconds = MINUTE.as_secs() + 75;
     let new = namespace.load("load-new", "http://server/", seconds, false)?;
     let kept = namespace.load("load-kept", "http://server/", seconds, true)?;
     minute()?;
+    for load in [new, kept] {
+        load.still_runs()?;
+    }
     for load in [new, kept] {
         load.nothing_failed()?;
     }
@@ -35,28 +38,40 @@ fn under_load(namespace: &Namespace<'_>, minute: impl FnOnce() -> Result<()>) ->
 fn api_server(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "outage-api")?;
     under_load(&namespace, || {
-        let signal = |word: &str| {
-            let pid = "cat /var/tmp/countersign-cluster/control/run/apiserver.pid";
-            cluster.on("control", &["sh", "-c", &format!("kill -{word} $({pid})")])
-        };
-        signal("STOP")?;
-        std::thread::sleep(MINUTE);
-        signal("CONT")?;
-        until(Duration::from_secs(30), "the API server answers again", || {
+        cluster.daemon("control", "apiserver", "kill")?;
+        let away = throughout(MINUTE, "the API server is away", || {
+            let asked = cluster.kubectl(&["--request-timeout=2s", "get", "--raw", "/readyz"]);
+            ensure!(asked.is_err(), "it answers: {asked:?}");
+            Ok(())
+        });
+        cluster.daemon("control", "apiserver", "start")?;
+        until(Duration::from_secs(60), "the API server answers again", || {
             cluster.kubectl(&["get", "--raw", "/readyz"])
         })?;
-        Ok(())
+        away
     })
 }
 
 fn ca(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "outage-ca")?;
-    under_load(&namespace, || away(cluster, "countersign-ca", || std::thread::sleep(MINUTE)))
+    under_load(&namespace, || away(cluster, "countersign-ca", || stays_away(cluster, "countersign-ca"))?)
 }
 
 fn controller(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "outage-controller")?;
-    under_load(&namespace, || away(cluster, "countersign-controller", || std::thread::sleep(MINUTE)))
+    under_load(&namespace, || {
+        away(cluster, "countersign-controller", || stays_away(cluster, "countersign-controller"))?
+    })
+}
+
+/// For a minute no pod of one of our Deployments is there.
+fn stays_away(cluster: &Cluster, name: &str) -> Result<()> {
+    let selector = format!("app.kubernetes.io/name={name}");
+    throughout(MINUTE, "it has no pod", || {
+        let pods = cluster.kubectl(&["-n", SYSTEM, "get", "pods", "-l", &selector, "-o", "name"])?;
+        ensure!(pods.is_empty(), "{pods}");
+        Ok(())
+    })
 }
 
 /// Runs something while one of our Deployments has no pod.
@@ -66,6 +81,8 @@ fn away<T>(cluster: &Cluster, name: &str, meanwhile: impl FnOnce() -> T) -> Resu
         |replicas: &str| cluster.kubectl(&["-n", SYSTEM, "scale", &deployment, &format!("--replicas={replicas}")]);
     let selector = format!("app.kubernetes.io/name={name}");
     scale("0")?;
+    // At once, as when a node is lost: nobody is told that it goes.
+    cluster.kubectl(&["-n", SYSTEM, "delete", "pods", "-l", &selector, "--force", "--grace-period=0"])?;
     let gone = until(Duration::from_secs(60), "its pods are gone", || {
         let pods = cluster.kubectl(&["-n", SYSTEM, "get", "pods", "-l", &selector, "-o", "name"])?;
         ensure!(pods.is_empty(), "{pods}");
@@ -95,11 +112,21 @@ fn injector(cluster: &Cluster) -> Result<()> {
         plain.ready("pod/free").context("an unlabelled pod in an unlabelled namespace")?;
         cluster.kubectl(&["-n", "kube-system", "delete", "pod", "-l", "k8s-app=kube-dns"])?;
         cluster.kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=60s"])?;
+        // Our own pods do not need it either.
+        for ours in ["countersign-ca", "countersign-controller"] {
+            cluster.kubectl(&["-n", SYSTEM, "rollout", "restart", &format!("deployment/{ours}")])?;
+            cluster.kubectl(&["-n", SYSTEM, "rollout", "status", &format!("deployment/{ours}"), "--timeout=120s"])?;
+        }
+        let refused = |answer: Result<String>, webhook: &str| {
+            let Err(error) = answer else { anyhow::bail!("it came in without a sidecar, passing by {webhook}") };
+            let why = format!("{error:#}");
+            ensure!(why.contains(&format!("failed calling webhook \"{webhook}\"")), "{why}");
+            Ok(())
+        };
         let by_namespace = labelled.apply(&POD.replace("LABEL", "").replace("NAME", "held"));
-        ensure!(by_namespace.is_err(), "a pod of a labelled namespace came in without a sidecar");
+        refused(by_namespace, "namespace.inject.countersign.dev")?;
         let by_itself = POD.replace("LABEL", ", countersign.dev/inject: enabled").replace("NAME", "held");
-        ensure!(plain.apply(&by_itself).is_err(), "a labelled pod came in without a sidecar");
-        Ok(())
+        refused(plain.apply(&by_itself), "pod.inject.countersign.dev")
     })?
 }
 
@@ -113,24 +140,45 @@ spec:
   containers: [{name: app, image: 'localhost/app:1', args: [serve]}]
 ";
 
+/// How long answers hold without the controller, from the moment when it was lost.
+const HOLDS: Duration = Duration::from_secs(30);
+
 fn unmeshed_for_a_while(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "outage-known")?;
     let outside = Namespace::new(cluster, "outage-unmeshed", &[])?;
     outside.apply(UNMESHED)?;
     outside.ready("pod/server")?;
     let url = format!("http://{}:8080/", outside.address("server")?);
-    until(Duration::from_secs(20), "it is reached", || namespace.curl("pod/client", &url))?;
-    // Who is at an address that was never asked for cannot be learned while the controller is away.
-    namespace.curl("pod/client", "http://server/")?;
+    // Each request on a new connection, 20 a second, each load in a pod with a sidecar of its own.
+    let unmeshed = namespace.load("to-unmeshed", &url, 75, false)?;
+    let meshed = namespace.load("to-meshed", "http://server/", 75, false)?;
     away(cluster, "countersign-controller", || {
-        namespace.curl("pod/client", &url).context("right after the controller went")?;
-        // 30 s, from when the sidecar lost the controller: at the latest when its last pod had gone.
-        until(Duration::from_secs(40), "it is refused", || {
-            ensure!(namespace.curl("pod/client", &url).is_err(), "still answered");
-            Ok(())
-        })?;
-        // Who is meshed is still reached.
-        namespace.curl("pod/client", "http://server/").context("a meshed server")
+        let report = unmeshed.report();
+        meshed.nothing_failed().context("who is meshed is reached all the while")?;
+        let report = report?;
+        let lost = lost_controller(&namespace, "to-unmeshed")?;
+        let at = |key: &str| Some(report["began_ms"].as_u64()? + report[key].as_u64()?);
+        let refused = at("failures_from_ms").with_context(|| format!("nothing was refused: {report}"))?;
+        let last = at("last_good_ms").context("nothing was answered")?;
+        let (held, over) = (refused.saturating_sub(lost), last.saturating_sub(lost));
+        // A tenth of a second for two clocks' readings; some for a request under way.
+        let (least, most) = (HOLDS.as_millis() as u64 - 100, HOLDS.as_millis() as u64 + 2000);
+        ensure!(held >= least, "refused {held} ms after the controller was lost: {report}");
+        ensure!(over <= most, "still answered {over} ms after the controller was lost: {report}");
+        Ok(())
     })??;
     until(Duration::from_secs(30), "it is reached again", || namespace.curl("pod/client", &url)).map(drop)
+}
+
+/// When a pod's sidecar lost the controller, by its log: milliseconds since 1970.
+fn lost_controller(namespace: &Namespace<'_>, pod: &str) -> Result<u64> {
+    let log = namespace.kubectl(&["logs", pod, "-c", "countersign-proxy"])?;
+    let lines: Vec<serde_json::Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let says = |line: &serde_json::Value, what: &str| line.to_string().contains(what);
+    let up = lines.iter().position(|line| says(line, "controller: stream is up")).context("it never had one")?;
+    let lost = lines[up..].iter().find(|line| says(line, "\"controller: ") && says(line, "\"reason\""));
+    let lost = lost.with_context(|| format!("it never lost it:\n{log}"))?;
+    let text = lost["timestamp"].as_str().with_context(|| format!("no time: {lost}"))?;
+    let output = std::process::Command::new("date").args(["-d", text, "+%s%3N"]).output()?;
+    Ok(String::from_utf8(output.stdout)?.trim().parse()?)
 }

@@ -57,6 +57,9 @@ pub fn blocks(page: &str) -> Result<Vec<Block>> {
             other => bail!("line {}: a block of {other:?}", at + 1),
         }
     }
+    for block in blocks.iter().filter(|block| block.fails) {
+        ensure!(!block.prints.is_empty(), "line {}: a block that fails, and does not say how", block.line);
+    }
     Ok(blocks)
 }
 
@@ -97,7 +100,7 @@ impl Shell {
         };
         println!("line {}: {}", block.line, block.commands.replace('\n', " ; "));
         let began = Instant::now();
-        let limit = if block.eventually || block.fails { EVENTUALLY } else { Duration::ZERO };
+        let limit = if block.eventually { EVENTUALLY } else { Duration::ZERO };
         let what = format!("docs/operations.md, line {}: {}", block.line, block.commands);
         let done = until(limit, &what, attempt);
         println!("    after {:.1} s", began.elapsed().as_secs_f64());
@@ -127,10 +130,10 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The real Helm, where the tests of the chart have built it.
+/// The real Helm, which is built with the cluster.
 pub fn helm() -> Option<PathBuf> {
     let built = std::env::var_os("CLUSTER_BUILT").map_or_else(|| root().join("target/cluster"), PathBuf::from);
-    Some(built.join("../manifests/helm")).filter(|helm| helm.is_file())
+    Some(built.join("bin/helm")).filter(|helm| helm.is_file())
 }
 
 fn write(file: &Path, script: &str) -> Result<()> {

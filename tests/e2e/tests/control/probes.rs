@@ -43,7 +43,7 @@ fn app(pod: &Pod) -> Result<Arc<AtomicU16>> {
 }
 
 fn declared() -> Result<String> {
-    let of = |ask| Probe { timeout_seconds: 1, ask };
+    let of = |ask| Probe { timeout_seconds: 1, ask, token: None };
     let get =
         Ask::Http { port: HTTP, path: "/healthz".into(), https: false, headers: vec![("X-A".into(), "1".into())] };
     let web = [
@@ -55,7 +55,7 @@ fn declared() -> Result<String> {
 }
 
 fn ask(stage: &Stage, kind: Kind) -> Result<Answer> {
-    http(stage.mesh.system(), stage.server.v4().into(), ports::PROXY_HEALTH, "GET", &path("web", kind))
+    http(stage.mesh.system(), stage.server.v4().into(), ports::PROXY_HEALTH, "GET", &path("web", kind, None))
 }
 
 fn until(stage: &Stage, kind: Kind, code: u16, said: &str) -> Result<()> {

@@ -1,0 +1,198 @@
+//! What nobody gets past: by a token that has ended, by an account that was taken over, by a container that comes later.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use countersign_cluster_tests::Beside::Others;
+use countersign_cluster_tests::{Cluster, Namespace, Promise, until};
+use serde_json::{Value, json};
+
+use crate::mesh::{INJECT, SYSTEM, installed, meshed, pair};
+
+pub const PROMISES: &[Promise] = &[
+    ("the_ca_refuses_the_token_of_a_pod_that_was_deleted", Others, deleted_pods_token),
+    ("a_taken_over_injector_can_make_no_secret", Others, taken_over),
+    ("where_pod_security_forbids_the_sidecar_admission_says_so_clearly", Others, pod_security),
+    ("kubectl_debug_works_but_not_as_the_sidecars_user", Others, debug),
+];
+
+const ALONE: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: alone, labels: {app: alone}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: app, image: 'localhost/app:1', command: [/app, wait]}]
+";
+
+/// A pod as the injector made it, to be changed by hand: left out of injection, on no node yet.
+pub fn by_hand(namespace: &Namespace<'_>, of: &str, name: &str) -> Result<Value> {
+    let mut pod = namespace.object(&["get", "pod", of])?;
+    pod["metadata"] = json!({ "name": name, "labels": { "app": name, "countersign.dev/inject": "disabled" } });
+    pod["spec"].as_object_mut().context("spec")?.remove("nodeName");
+    pod.as_object_mut().context("pod")?.remove("status");
+    Ok(pod)
+}
+
+/// A thief holds another pod's token, in a pod that is otherwise as it should be.
+fn deleted_pods_token(cluster: &Cluster) -> Result<()> {
+    let namespace = meshed(cluster, "guard-token")?;
+    namespace.apply(ALONE)?;
+    namespace.ready("pod/alone")?;
+    let thief = by_hand(&namespace, "alone", "thief")?;
+    // The owner shows it to a container of its own making; the thief gets it by a Secret.
+    let mut owner = by_hand(&namespace, "alone", "owner")?;
+    owner["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "countersign-token", "mountPath": "/stolen" }]);
+    namespace.apply(&owner.to_string())?;
+    namespace.ready("pod/owner")?;
+    let token = namespace.exec("pod/owner", &["cat", "/stolen/countersign-token"])?;
+    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "stolen" }, "stringData": { "countersign-token": token } });
+    namespace.apply(&secret.to_string())?;
+    let with_it = |name: &str| {
+        let mut pod = thief.clone();
+        pod["metadata"]["name"] = name.into();
+        pod["metadata"]["labels"]["app"] = name.into();
+        for volume in pod["spec"]["volumes"].as_array_mut().context("volumes")? {
+            if volume["name"] == "countersign-token" {
+                *volume =
+                    json!({ "name": "countersign-token", "secret": { "secretName": "stolen", "defaultMode": 0o644 } });
+            }
+        }
+        namespace.apply(&pod.to_string())
+    };
+    let log_has = |pod: &str, words: &[&str]| {
+        until(Duration::from_secs(60), &format!("{pod} says {words:?}"), || {
+            let log = namespace.kubectl(&["logs", pod, "-c", "countersign-proxy"])?;
+            let line = log.lines().find(|line| words.iter().all(|word| line.contains(word)));
+            line.map(str::to_owned).with_context(|| log.clone())
+        })
+        .map_err(|error| namespace.explained(error))
+    };
+    // While its pod is there the token is good, whoever holds it: what refuses it later is that its pod is gone.
+    with_it("early")?;
+    log_has("early", &["new SVID in force"])?;
+    namespace.kubectl(&["delete", "pod", "owner", "early", "--wait=true"])?;
+    // The API server itself remembers good ones for up to 10 s.
+    let review = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": { "token": token, "audiences": ["countersign-ca"] },
+    });
+    until(Duration::from_secs(30), "the API server knows", || {
+        let answer = cluster.kubectl_with(&["create", "-f", "-", "-o", "json"], &review.to_string())?;
+        ensure!(serde_json::from_str::<Value>(&answer)?["status"]["authenticated"] != true, "{answer}");
+        Ok(())
+    })?;
+    with_it("late")?;
+    let refusal = log_has("late", &["no new SVID", "nauthenticated"])?;
+    ensure!(!refusal.contains(token.trim()), "the token is in the log");
+    let log = namespace.kubectl(&["logs", "late", "-c", "countersign-proxy"])?;
+    ensure!(!log.contains("new SVID in force"), "{log}");
+    namespace.kubectl(&["delete", "pod", "late", "--wait=false"]).map(drop)
+}
+
+/// What the injector's account may do to Secrets, by the API server's own word, and by trying it.
+fn taken_over(cluster: &Cluster) -> Result<()> {
+    installed(cluster)?;
+    let account = format!("system:serviceaccount:{SYSTEM}:countersign-injector");
+    let may = |verb: &str, what: &str| -> Result<bool> {
+        let args = ["-n", SYSTEM, "--as", &account, "auth", "can-i", verb, what];
+        let output = cluster.kubectl_command(&args).output().context("kubectl")?;
+        match String::from_utf8_lossy(&output.stdout).trim() {
+            "yes" => Ok(true),
+            "no" => Ok(false),
+            other => bail!("{verb} {what}: {other} {}", String::from_utf8_lossy(&output.stderr)),
+        }
+    };
+    ensure!(may("update", "secrets/countersign-injector-tls")?, "it must keep its certificate");
+    for (verb, what) in [
+        ("create", "secrets"),
+        ("create", "secrets/countersign-injector-tls"),
+        ("delete", "secrets/countersign-injector-tls"),
+        ("get", "secrets/countersign-ca-state"),
+        ("get", "secrets/countersign-ca-key"),
+        ("update", "secrets/countersign-ca-key"),
+        ("list", "secrets"),
+        ("create", "pods"),
+    ] {
+        ensure!(!may(verb, what)?, "it may {verb} {what}");
+    }
+    // The token of the CA's account, by a Secret of the type that holds one: neither a new one nor what is there made into one.
+    let secret = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+            "metadata": { "name": name, "namespace": SYSTEM, "annotations": { "kubernetes.io/service-account.name": "countersign-ca" } },
+        })
+        .to_string()
+    };
+    let tried = |verb: &str, name: &str, why: &str| {
+        let Err(error) = cluster.kubectl_with(&["--as", &account, verb, "-f", "-"], &secret(name)) else {
+            bail!("{verb} {name} went through");
+        };
+        let said = format!("{error:#}");
+        ensure!(said.contains(why), "{said}");
+        Ok(())
+    };
+    tried("create", "mine", "orbidden")?;
+    tried("create", "countersign-injector-tls", "orbidden")?;
+    tried("replace", "countersign-injector-tls", "field is immutable")
+}
+
+fn pod_security(cluster: &Cluster) -> Result<()> {
+    installed(cluster)?;
+    for level in ["baseline", "restricted"] {
+        let name = if level == "baseline" { "guard-baseline" } else { "guard-restricted" };
+        let label = format!("pod-security.kubernetes.io/enforce={level}");
+        let namespace = Namespace::new(cluster, name, &[INJECT, &label])?;
+        let Err(error) = namespace.apply(ALONE) else { bail!("it was let in under {level}") };
+        let said = format!("{error:#}");
+        for words in [
+            "no sidecar can be put into this pod",
+            &format!("{level:?} forbids the init container that sets the redirect rules"),
+            "pod-security.kubernetes.io/enforce=privileged",
+            "countersign.dev/inject=disabled",
+        ] {
+            ensure!(said.contains(words), "{words:?} is not said: {said}");
+        }
+    }
+    Ok(())
+}
+
+fn debug(cluster: &Cluster) -> Result<()> {
+    let namespace = pair(cluster, "guard-debug")?;
+    let mut pod = namespace.object(&["get", "pod", "client"])?;
+    pod["metadata"].as_object_mut().context("metadata")?.remove("resourceVersion");
+    let with = |name: &str, user: u64| {
+        let mut changed = pod.clone();
+        changed["spec"]["ephemeralContainers"] = json!([{
+            "name": name, "image": "localhost/app:1", "command": ["/app", "wait"], "securityContext": { "runAsUser": user },
+        }]);
+        let path = format!("/api/v1/namespaces/{}/pods/client/ephemeralcontainers", namespace.name);
+        cluster.kubectl_with(&["replace", "--raw", &path, "-f", "-"], &changed.to_string())
+    };
+    let Err(error) = with("around", 1337) else { bail!("it would pass by the redirect") };
+    let said = format!("{error:#}");
+    ensure!(
+        said.contains("spec.ephemeralContainers[0].securityContext.runAsUser: 1337 is the sidecar's user"),
+        "{said}"
+    );
+    // As people do it.
+    let debug = [
+        "debug",
+        "client",
+        "--image=localhost/app:1",
+        "--container=looking",
+        "--image-pull-policy=Never",
+        "--",
+        "/app",
+        "wait",
+    ];
+    namespace.kubectl(&debug)?;
+    until(Duration::from_secs(30), "it runs", || {
+        let status = namespace.object(&["get", "pod", "client"])?["status"]["ephemeralContainerStatuses"][0].clone();
+        ensure!(status["name"] == "looking" && !status["state"]["running"].is_null(), "{status}");
+        Ok(())
+    })?;
+    // What it says goes through the sidecar, as the app's does.
+    let curl = ["curl", "-sS", "--fail", "--max-time", "8", "http://server/"];
+    ensure!(namespace.exec_in("pod/client", "looking", &curl)?.starts_with("hello from server"));
+    Ok(())
+}
