@@ -157,7 +157,9 @@ fn every_value_is_documented_and_has_a_schema() {
     let is_key = |line: &&str| !line.trim_start().starts_with('#') && line.contains(':');
     let is_shallow = |line: &&str| !line.starts_with("   ") && !line.trim_start().starts_with('-');
     let lines: Vec<&str> = text.lines().collect();
-    let keys: Vec<_> = (1..lines.len()).filter(|at| Some(lines[*at]).as_ref().is_some_and(|line| is_key(line) && is_shallow(line))).collect();
+    let keys: Vec<_> = (1..lines.len())
+        .filter(|at| Some(lines[*at]).as_ref().is_some_and(|line| is_key(line) && is_shallow(line)))
+        .collect();
     assert!(keys.len() > 30, "{keys:?}");
     for at in keys {
         assert!(lines[at - 1].trim_start().starts_with("# "), "values.yaml:{}: {} has no comment", at + 1, lines[at]);

@@ -27,6 +27,8 @@ pub const LOOKUPS_PER_SECOND: u32 = 100;
 pub const LOOKUP_BURST: u32 = 200;
 /// After this long without an answer the same lookup is sent again.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// A lookup that waits for longer says that the stream had died before it was lost.
+const PROMPT: Duration = Duration::from_secs(1);
 /// Within this time a second proof that an answer is wrong does not have it asked again.
 const DISTRUST_AGAIN: Duration = Duration::from_secs(1);
 /// An answer that nobody wanted for this long is forgotten, so that the controller need not follow it for us.
@@ -57,6 +59,8 @@ pub struct Cache {
     entries: HashMap<SocketAddr, Entry>,
     queue: VecDeque<Say>,
     up: bool,
+    /// When the stream that is up, or was last, came up.
+    since: Instant,
     /// Grows with each use, and so orders entries by recency.
     tick: u64,
     /// Bounds of questions about sources, which strangers cause, and about destinations, which the app causes: neither can
@@ -88,7 +92,8 @@ struct Entry {
 struct Answer {
     who: Who,
     since: Instant,
-    /// Set where the answer, or a part of it, is un-meshed.
+    /// Set where the answer, or a part of it, is un-meshed: how long it holds without being said again, and until when.
+    ttl: Option<Duration>,
     expires: Option<Instant>,
 }
 
@@ -99,7 +104,8 @@ impl Answer {
 
     /// More than half of its life is over.
     fn ages(&self, now: Instant) -> bool {
-        self.expires.is_some_and(|expires| expires.saturating_duration_since(now) < (expires - self.since) / 2)
+        let left = |expires: Instant| expires.saturating_duration_since(now);
+        self.expires.zip(self.ttl).is_some_and(|(expires, ttl)| left(expires) < ttl / 2)
     }
 
     /// What of it goes on without the controller: all of it before it expires, then what is meshed.
@@ -121,7 +127,14 @@ pub struct Remembered<'a> {
 impl Cache {
     pub fn new(now: Instant) -> Self {
         let bounds = || Bounds { waiting: 0, budget: Budget { tokens: f64::from(LOOKUP_BURST), at: now } };
-        Self { entries: HashMap::new(), queue: VecDeque::new(), up: false, tick: 0, bounds: [bounds(), bounds()] }
+        Self {
+            entries: HashMap::new(),
+            queue: VecDeque::new(),
+            up: false,
+            since: now,
+            tick: 0,
+            bounds: [bounds(), bounds()],
+        }
     }
 
     /// Finds the answer, or makes the caller one who waits for it.
@@ -201,7 +214,7 @@ impl Cache {
             return false;
         };
         entry.asked = None;
-        entry.answer = Some(Answer { who, since: now, expires: ttl.map(|ttl| now + ttl) });
+        entry.answer = Some(Answer { who, since: now, ttl, expires: ttl.map(|ttl| now + ttl) });
         entry.answered.notify_waiters();
         true
     }
@@ -220,7 +233,7 @@ impl Cache {
 
     /// The stream is up: everything remembered is asked again, those that somebody waits for first, then by recency.
     pub fn up(&mut self, now: Instant) {
-        self.up = true;
+        (self.up, self.since) = (true, now);
         self.queue.clear();
         let mut order: Vec<_> =
             self.entries.iter().map(|(addr, e)| (e.waiters == 0, u64::MAX - e.used, *addr)).collect();
@@ -233,13 +246,20 @@ impl Cache {
         }
     }
 
-    /// The stream is down: nothing can be asked, what is known goes on.
-    pub fn down(&mut self) {
+    /// The stream is down: nothing can be asked, what is known goes on. An un-meshed answer that this stream gave, and that has not expired, was
+    /// kept in step by it until now, so its time begins now; not if it was asked for again in vain. One of a stream before was not said again: it keeps the time that it has, so
+    /// that a stream that comes and goes does not keep it in force.
+    pub fn down(&mut self, now: Instant) {
+        let (was_up, since) = (self.up, self.since);
         self.up = false;
         self.queue.clear();
         self.entries.retain(|_, entry| entry.waiters > 0 || entry.answer.is_some());
         for entry in self.entries.values_mut() {
-            entry.asked = None;
+            let in_vain = entry.asked.take().is_some_and(|asked| now.saturating_duration_since(asked) > PROMPT);
+            let in_step = |answer: &&mut Answer| was_up && !in_vain && answer.since >= since && answer.fresh(now);
+            if let Some(answer) = entry.answer.as_mut().filter(in_step) {
+                answer.expires = answer.ttl.map(|ttl| now + ttl);
+            }
             // Whoever waits for a fresher answer may now have the last known one.
             entry.answered.notify_waiters();
         }

@@ -69,7 +69,7 @@ fn a_meshed_answer_goes_on_without_end() {
     let (mut cache, now) = up();
     learn(&mut cache, at(1), pod(), None, now);
     assert_eq!(known(&mut cache, at(1), now + secs(100_000)), Some(pod()));
-    cache.down();
+    cache.down(now);
     assert_eq!(known(&mut cache, at(1), now + secs(200_000)), Some(pod()));
 }
 
@@ -79,12 +79,43 @@ fn an_unmeshed_answer_ends_with_its_life_even_while_nobody_can_be_asked() {
         let (mut cache, now) = up();
         learn(&mut cache, at(1), Who::NotMeshed, Some(secs(30)), now);
         if outage {
-            cache.down();
+            cache.down(now);
         }
         assert_eq!(known(&mut cache, at(1), now + secs(29)), Some(Who::NotMeshed));
         assert_eq!(known(&mut cache, at(1), now + secs(30)), None, "outage: {outage}");
         assert_eq!(cache.last_known(at(1), now + secs(30)), None);
     }
+}
+
+#[test]
+fn an_unmeshed_answer_holds_its_whole_life_from_when_the_controller_was_lost() {
+    let (mut cache, now) = up();
+    learn(&mut cache, at(1), Who::NotMeshed, Some(secs(30)), now);
+    cache.down(now + secs(14));
+    assert_eq!(known(&mut cache, at(1), now + secs(43)), Some(Who::NotMeshed));
+    assert_eq!(known(&mut cache, at(1), now + secs(44)), None);
+}
+
+#[test]
+fn a_stream_that_comes_and_goes_keeps_no_unmeshed_answer_that_it_did_not_give() {
+    let (mut cache, now) = up();
+    learn(&mut cache, at(1), Who::NotMeshed, Some(secs(30)), now);
+    for second in 1..=10 {
+        cache.down(now + secs(second));
+        cache.up(now + secs(second));
+    }
+    cache.down(now + secs(11));
+    assert_eq!(known(&mut cache, at(1), now + secs(30)), Some(Who::NotMeshed), "from the first loss on");
+    assert_eq!(known(&mut cache, at(1), now + secs(31)), None);
+}
+
+#[test]
+fn an_unmeshed_answer_that_was_asked_for_again_in_vain_is_not_held_longer() {
+    let (mut cache, now) = up();
+    learn(&mut cache, at(1), Who::NotMeshed, Some(secs(30)), now);
+    assert!(matches!(cache.find(at(1), now + secs(16)), Find::Known { refresh: true, .. }));
+    cache.down(now + secs(20));
+    assert_eq!(known(&mut cache, at(1), now + secs(30)), None, "the stream had died before it was lost");
 }
 
 #[test]
@@ -98,7 +129,7 @@ fn of_a_mixed_service_only_the_meshed_part_outlives_an_outage() {
     let meshed_part = service(vec![endpoint(1, meshed())]);
     assert_eq!(cache.last_known(at(80), now + secs(31)), Some(meshed_part.clone()));
     // It is not: nobody need wait.
-    cache.down();
+    cache.down(now + secs(31));
     assert_eq!(known(&mut cache, at(80), now + secs(32)), Some(meshed_part));
 }
 
@@ -106,7 +137,7 @@ fn of_a_mixed_service_only_the_meshed_part_outlives_an_outage() {
 fn a_service_of_unmeshed_endpoints_alone_does_not_outlive_them() {
     let (mut cache, now) = up();
     learn(&mut cache, at(80), service(vec![endpoint(2, Identity::NotMeshed)]), Some(secs(30)), now);
-    cache.down();
+    cache.down(now);
     assert_eq!(known(&mut cache, at(80), now + secs(31)), None);
 }
 
@@ -166,7 +197,7 @@ fn one_wrong_endpoint_does_not_use_up_the_lookups_of_all() {
 fn without_a_controller_a_wrong_endpoint_does_not_take_the_others_away() {
     let (mut cache, now) = up();
     learn(&mut cache, at(1), service(vec![endpoint(1, meshed()), endpoint(2, meshed())]), None, now);
-    cache.down();
+    cache.down(now);
     cache.distrust(at(1), now);
     assert!(known(&mut cache, at(1), now).is_some());
 }
@@ -177,7 +208,7 @@ fn after_a_reconnect_everything_is_asked_again_the_awaited_first() {
     for port in [1, 2, 3] {
         learn(&mut cache, at(port), pod(), None, now);
     }
-    cache.down();
+    cache.down(now);
     known(&mut cache, at(1), now);
     assert!(matches!(cache.find(at(9), now), Find::Wait { .. }));
     cache.up(now);
@@ -200,7 +231,7 @@ fn what_nobody_waits_for_and_nobody_answered_is_dropped_in_an_outage() {
     let (mut cache, now) = up();
     assert_eq!(known(&mut cache, at(1), now), None);
     assert_eq!(cache.remembered(now, 10).0, 1, "the answer may come late");
-    cache.down();
+    cache.down(now);
     assert_eq!(cache.remembered(now, 10).0, 0);
 }
 
@@ -259,7 +290,7 @@ fn strangers_do_not_have_the_apps_destinations_forgotten() {
 fn without_a_controller_nothing_learned_gives_way() {
     let (mut cache, now) = up();
     let now = fill(&mut cache, now);
-    cache.down();
+    cache.down(now);
     for i in 0..100 {
         let _ = cache.find(nth(DESTINATIONS + i), now + secs(i as u64));
     }

@@ -236,7 +236,7 @@ impl Shared {
     }
 
     fn down(&self, end: &End) {
-        self.cache().down();
+        self.cache().down(Instant::now());
         self.metrics.controller_connected(false);
         let mut link = self.link();
         link.turn(false);

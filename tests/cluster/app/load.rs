@@ -4,6 +4,7 @@
 //! (RFC 9112, 9.3.1): on a kept connection that the server closed before it was used. These are counted too, and the test says how many there may be.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -36,9 +37,10 @@ struct Counts {
     failures: Option<(u128, u128)>,
 }
 
-/// Asks 20 times a second and prints a report.
+/// Asks 20 times a second and prints a report. The name is looked up once: how the cluster's DNS does is not what is shown.
 pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
     let uri: Uri = url.parse().context("URL")?;
+    let address = resolved(&uri).await?;
     let counts = Arc::new(Mutex::new(Counts::default()));
     let (began, epoch) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH)?);
     let mut under_way = JoinSet::new();
@@ -50,10 +52,11 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
         under_way.spawn(async move {
             let asked = Instant::now();
             let mut retried = 0;
-            let answer = match tokio::time::timeout(LIMIT, ask(&uri, keep.then_some(&*kept), &mut retried)).await {
-                Ok(answer) => answer,
-                Err(_) => Err(anyhow::anyhow!("no answer within {} s", LIMIT.as_secs())),
-            };
+            let answer =
+                match tokio::time::timeout(LIMIT, ask(&uri, address, keep.then_some(&*kept), &mut retried)).await {
+                    Ok(answer) => answer,
+                    Err(_) => Err(anyhow::anyhow!("no answer within {} s", LIMIT.as_secs())),
+                };
             let Ok(mut counts) = counts.lock() else { return };
             counts.slowest = counts.slowest.max(asked.elapsed());
             counts.retried += retried;
@@ -90,7 +93,9 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
 
 /// Asks once and prints the answer; an answer other than 200 is an error.
 pub async fn get(url: &str) -> anyhow::Result<()> {
-    let (status, text) = tokio::time::timeout(LIMIT, ask(&url.parse()?, None, &mut 0)).await??;
+    let uri = url.parse()?;
+    let asked = async { ask(&uri, resolved(&uri).await?, None, &mut 0).await };
+    let (status, text) = tokio::time::timeout(LIMIT, asked).await??;
     print!("{text}");
     if status != StatusCode::OK {
         bail!("{status}");
@@ -109,14 +114,26 @@ impl Counts {
 
 type Kept = Mutex<Vec<SendRequest<Empty<Bytes>>>>;
 
-async fn ask(uri: &Uri, kept: Option<&Kept>, retried: &mut u64) -> anyhow::Result<(StatusCode, String)> {
+async fn resolved(uri: &Uri) -> anyhow::Result<SocketAddr> {
+    let host = uri.host().context("URL without a host")?;
+    let mut found =
+        tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await.context("looking up the name")?;
+    found.next().context("a name without an address")
+}
+
+async fn ask(
+    uri: &Uri,
+    address: SocketAddr,
+    kept: Option<&Kept>,
+    retried: &mut u64,
+) -> anyhow::Result<(StatusCode, String)> {
     loop {
         let waiting = kept.and_then(|kept| kept.lock().ok().and_then(|mut kept| kept.pop()));
         let reused = waiting.is_some();
         let mut connection = match waiting {
             Some(connection) if connection.is_closed() => continue,
             Some(connection) => connection,
-            None => connect(uri).await?,
+            None => connect(address).await?,
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let host = uri.authority().context("URL without a host")?.as_str();
@@ -141,9 +158,8 @@ async fn ask(uri: &Uri, kept: Option<&Kept>, retried: &mut u64) -> anyhow::Resul
     }
 }
 
-async fn connect(uri: &Uri) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
-    let host = uri.host().context("URL without a host")?;
-    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await.context("connect")?;
+async fn connect(address: SocketAddr) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
+    let stream = TcpStream::connect(address).await.context("connect")?;
     let (requests, connection) = http1::handshake(TokioIo::new(stream)).await.context("handshake")?;
     tokio::spawn(connection);
     Ok(requests)

@@ -92,9 +92,8 @@ fn startup_and_liveness(cluster: &Cluster) -> Result<()> {
 
 fn started_and_restarted(namespace: &Namespace<'_>, kind: &str) -> Result<()> {
     let pod = format!("pod/{kind}");
-    let app = || -> Result<Value> {
-        Ok(namespace.object(&["get", "pod", kind])?["status"]["containerStatuses"][0].clone())
-    };
+    let app =
+        || -> Result<Value> { Ok(namespace.object(&["get", "pod", kind])?["status"]["containerStatuses"][0].clone()) };
     let is = |restarts: u64, started: bool| {
         until(Duration::from_secs(90), &format!("restarts: {restarts}, started: {started}"), || {
             let app = app()?;
