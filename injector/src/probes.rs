@@ -53,8 +53,7 @@ impl Token {
     /// The system gives no random numbers.
     pub fn random() -> Result<Self, NoRandom> {
         let mut bytes = [0; api::TOKEN_LETTERS / 2];
-        let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
-        random.fill(&mut bytes).map_err(|_| NoRandom)?;
+        crate::tls::fill_random(&mut bytes).ok_or(NoRandom)?;
         Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
     }
 

@@ -109,6 +109,11 @@ fn config(pair: &Pair, name: &str, now: u64) -> Result<ServerConfig, TlsError> {
     Ok(config)
 }
 
+/// Random bytes, from where the handshakes have theirs; `None`: the system gives none.
+pub fn fill_random(bytes: &mut [u8]) -> Option<()> {
+    rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(bytes).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -108,7 +108,11 @@ impl Bed {
         let began = Instant::now();
         let images = built.join("images/tests");
         let statics = image::static_programs(Build::Quick, &[PACKAGE, "countersign-cli"])?;
-        std::fs::copy(statics.join("countersign"), built.join("bin/countersign")).context("copying countersign")?;
+        // Beside it first: the one that is there may be running.
+        let (program, beside) = (built.join("bin/countersign"), built.join("bin/countersign.new"));
+        std::fs::copy(statics.join("countersign"), &beside)
+            .and_then(|_| std::fs::rename(&beside, &program))
+            .context("copying countersign")?;
         image::ours(&statics, "localhost", env!("CARGO_PKG_VERSION"), &images)?;
         apps::of_the_tests(&statics, &images)?;
         apps::of_the_demo(&images)?;
