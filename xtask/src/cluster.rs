@@ -107,7 +107,8 @@ impl Bed {
         said("programs of the cluster", began);
         let began = Instant::now();
         let images = built.join("images/tests");
-        let statics = image::static_programs(Build::Quick, &[PACKAGE, "countersign-cli"])?;
+        let packages = image::PROGRAMS.iter().map(|(package, _)| *package);
+        let statics = image::static_programs(Build::Quick, packages.chain([PACKAGE, "countersign-cli"]))?;
         // Beside it first: the one that is there may be running.
         let (program, beside) = (built.join("bin/countersign"), built.join("bin/countersign.new"));
         std::fs::copy(statics.join("countersign"), &beside)

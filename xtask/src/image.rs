@@ -77,7 +77,7 @@ pub fn run(args: &[String]) -> Result<u8> {
         None => cargo::target_dir()?.join("image"),
     };
     println!("Building static programs (profile {}; the first time takes some minutes) ...", build.profile());
-    let programs = static_programs(build, &[])?;
+    let programs = static_programs(build, PROGRAMS.iter().map(|(package, _)| *package))?;
     for file in ours(&programs, &registry, &tag, &out)? {
         let size = std::fs::metadata(&file).map(|meta| meta.len()).unwrap_or(0);
         println!("{}  {:.1} MiB", file.display(), size as f64 / f64::from(1 << 20));
@@ -86,8 +86,8 @@ pub fn run(args: &[String]) -> Result<u8> {
     Ok(0)
 }
 
-/// Builds our programs, and those of further packages, statically linked; returns the folder they are in.
-pub fn static_programs(build: Build, also: &[&str]) -> Result<PathBuf> {
+/// Builds the programs of these packages, statically linked; returns the folder they are in.
+pub fn static_programs<'p>(build: Build, packages: impl IntoIterator<Item = &'p str>) -> Result<PathBuf> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut command = cargo::cargo();
     command.args(["build", "--bins", "--profile", build.profile(), "--target", &triple]).args(cargo::features());
@@ -95,7 +95,7 @@ pub fn static_programs(build: Build, also: &[&str]) -> Result<PathBuf> {
     if build == Build::Quick {
         command.args(QUICK.iter().flat_map(|setting| ["--config", setting]));
     }
-    for package in PROGRAMS.iter().map(|(package, _)| package).chain(also) {
+    for package in packages {
         command.args(["--package", package]);
     }
     // They would take the place of the flags above.
