@@ -55,7 +55,7 @@ const ROOMS: &[Room] = &[
     // Test-only, like the kit: it calls the CA as a pod does, and measures single steps.
     Room {
         package: "countersign-benches",
-        ours: &["identity", "policy", "api", "credentials", "kit"],
+        ours: &["identity", "policy", "api", "credentials", "kit", "proxy", "ca"],
         never: NO_CLUSTER,
     },
     Room { package: "countersign-e2e", ours: &["identity", "api", "kit"], never: NO_CLUSTER },

@@ -3,6 +3,9 @@
 //! They say what one step costs alone and whether a change made it dearer; what the mesh costs is said by `cargo xtask bench mesh`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod issuance;
+mod relay;
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,6 +105,6 @@ fn decisions(bench: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(50).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = handshake, verify, decisions
+    targets = handshake, verify, decisions, issuance::signing, relay::relaying
 }
 criterion_main!(benches);
