@@ -2,7 +2,7 @@
 //! [`Credentials`] built once.
 //!
 //! Called by `handshake` and by the proxy. Must never enable TLS 1.2, session resumption, tickets, early or half-RTT data, a
-//! key log or certificate compression: a resumed session would skip our verifier.
+//! key log that leaves the connection, or certificate compression: a resumed session would skip our verifier.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::clock::{RustlsTime, SharedClock};
 use crate::credentials::Credentials;
 use crate::peer::PeerSlot;
 use crate::provider::provider;
+use crate::secrets::SecretsSlot;
 use crate::verify::{Trust, Verifier};
 
 /// Whether a client must show an SVID.
@@ -56,6 +57,16 @@ impl fmt::Debug for Bases {
 ///
 /// rustls lets a client pass that offers no ALPN at all: check with [`crate::negotiated_alpn_ok`], or use [`crate::accept`].
 pub fn accept_config(credentials: &Credentials, alpn: &[&[u8]], auth: ClientAuth) -> (Arc<ServerConfig>, PeerSlot) {
+    accept_config_with(credentials, alpn, auth, None)
+}
+
+/// The same; the traffic secrets arrive in `kept`.
+pub(crate) fn accept_config_with(
+    credentials: &Credentials,
+    alpn: &[&[u8]],
+    auth: ClientAuth,
+    kept: Option<&SecretsSlot>,
+) -> (Arc<ServerConfig>, PeerSlot) {
     let slot = PeerSlot::default();
     let trust = Arc::clone(&credentials.trust);
     let verifier = Verifier::of_clients(trust, auth == ClientAuth::Required, slot.clone());
@@ -73,12 +84,29 @@ pub fn accept_config(credentials: &Credentials, alpn: &[&[u8]], auth: ClientAuth
     config.cert_compressors = Vec::new();
     config.cert_decompressors = Vec::new();
     config.alpn_protocols = owned(alpn);
+    if let Some(kept) = kept {
+        config.key_log = Arc::new(kept.clone());
+    }
     (Arc::new(config), slot)
 }
 
 /// For one connection that we open with our SVID, to exactly `expected`.
 pub fn connect_config(credentials: &Credentials, alpn: &[&[u8]], expected: &SpiffeId) -> (Arc<ClientConfig>, PeerSlot) {
-    expecting(credentials.bases.client.clone(), Arc::clone(&credentials.trust), alpn, expected)
+    connect_config_with(credentials, alpn, expected, None)
+}
+
+/// The same; the traffic secrets arrive in `kept`.
+pub(crate) fn connect_config_with(
+    credentials: &Credentials,
+    alpn: &[&[u8]],
+    expected: &SpiffeId,
+    kept: Option<&SecretsSlot>,
+) -> (Arc<ClientConfig>, PeerSlot) {
+    let mut config = credentials.bases.client.clone();
+    if let Some(kept) = kept {
+        config.key_log = Arc::new(kept.clone());
+    }
+    expecting(config, Arc::clone(&credentials.trust), alpn, expected)
 }
 
 /// For one connection that we open without an SVID, to exactly `expected`: how the first SVID is asked for.

@@ -3,6 +3,8 @@
 //! Called by the proxy's journeys, `channel` and `incoming`. Must never return a stream whose ALPN was not agreed, and never
 //! a peer that did not prove its key.
 
+mod driven;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,8 @@ use crate::clock::SharedClock;
 use crate::config::{ClientAuth, accept_config, connect_config, connect_config_anonymous};
 use crate::credentials::Credentials;
 use crate::peer::{PeerError, PeerSlot};
+
+pub use driven::{Driven, accept_driven, connect_driven};
 
 /// Why a handshake ended without a connection.
 #[derive(Debug, thiserror::Error)]

@@ -26,6 +26,7 @@ mod lived;
 mod peer;
 mod places;
 mod provider;
+mod secrets;
 mod verify;
 mod window;
 
@@ -42,12 +43,14 @@ pub use dial::{DialError, dial, dial_host, dial_local};
 pub use dumps::leave_no_core;
 pub use files::raise_open_files;
 pub use handshake::{
-    HandshakeError, accept, accept_optional, connect, connect_anonymous, negotiated_alpn_ok, server_name,
+    Driven, HandshakeError, accept, accept_driven, accept_optional, connect, connect_anonymous, connect_driven,
+    negotiated_alpn_ok, server_name,
 };
 pub use incoming::{Connection, Incoming, IncomingLimits, PeerInfo, STREAM_WINDOW, grpc_server, incoming};
 pub use lived::{Ended, Lived};
 pub use peer::{PeerError, PeerSlot};
 pub use places::{Full, Place, Places};
+pub use secrets::{Suite, TrafficSecrets};
 pub use window::connection_window;
 
 /// Credentials as they change: `None` until the first were accepted by our own verifier.

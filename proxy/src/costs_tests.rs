@@ -29,13 +29,12 @@ fn runtime() -> Runtime {
 #[test]
 fn the_future_of_a_connection_is_small() {
     let (inbound, outbound) = (size_of_future(inbound::serve), size_of_future(outbound::serve));
-    println!("inbound {inbound}, outbound {outbound}");
-    assert!(inbound <= 2700, "inbound {inbound}");
-    assert!(outbound <= 2300, "outbound {outbound}");
+    println!("inbound {inbound}, outbound {outbound}, link {}", size_of::<Link>());
+    assert!(inbound <= 2600, "inbound {inbound}");
+    assert!(outbound <= 2250, "outbound {outbound}");
 }
 
-/// Both ends of one link, without their tasks and without what the C code of the cipher holds. 8 KiB of it are the two buffers that rustls
-/// keeps for ever.
+/// Both ends of one link, without their tasks and without what the C code of the cipher holds.
 #[test]
 fn an_idle_link_holds_little() {
     let runtime = runtime();
@@ -44,7 +43,7 @@ fn an_idle_link_holds_little() {
     let made = measure(|| kept = Some(runtime.block_on(link_pair())));
     let dropped = measure(|| drop(kept.take()));
     println!("made {made:?}, dropped {dropped:?}");
-    assert!(-dropped.bytes_current <= 19_600, "{dropped:?}");
+    assert!(-dropped.bytes_current <= 4096, "{dropped:?}");
     drop(first);
 }
 
@@ -95,14 +94,14 @@ fn exchanged(length: usize, times: usize) -> AllocationInfo {
 
 #[test]
 fn a_relayed_buffer_costs_few_allocations() {
-    // Three for each record in rustls: what it seals into, what it opens, what it hands out.
     let small = exchanged(1024, 100);
     println!("small {small:?}");
     let each = small.count_total as f64 / 200.0;
-    assert!(each <= 3.2, "{each} allocations for each small buffer");
+    assert!(each <= 0.1, "{each} allocations for each small buffer");
     assert!(small.count_current <= 4 && small.bytes_current < 4096, "what is relayed stays: {small:?}");
     let large = exchanged(1 << 20, 8);
     println!("large {large:?}");
+    // One where a read ends in the middle of a record: at most one in four records.
     let each = large.count_total as f64 / (16.0 * 64.0);
-    assert!(each <= 3.0, "{each} allocations for each 16 KiB");
+    assert!(each <= 0.5, "{each} allocations for each 16 KiB");
 }

@@ -5,7 +5,7 @@
 //! each `OPEN`: decide -> `Permit` -> dial the app -> `STATUS` -> relay -> one account.
 
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -232,7 +232,7 @@ async fn next_open(proxy: &Proxy, link: &mut Link, peer: &Peer, mut timer: Pin<&
             Err(e) => return over(e.label(), Blame::Peer, e.to_string(), false),
         },
     }
-    let _ = link.seal(&[IoSlice::new(&frame::CLOSING)]);
+    let _ = link.seal(&[&frame::CLOSING]);
     over("closed_idle", Blame::Nobody, String::new(), true)
 }
 
@@ -322,12 +322,12 @@ async fn application(
         }
         Ok(End::AppReset | End::Refused(_) | End::Closing) => {
             account.close("app_reset", Blame::App, "");
-            let _ = link.seal(&[IoSlice::new(&held.reset())]);
+            let _ = link.seal(&[&held.reset()]);
         }
         Err(cut) => {
             reset(app);
             cut.close(account);
-            let _ = link.seal(&[IoSlice::new(&held.reset())]);
+            let _ = link.seal(&[&held.reset()]);
         }
     }
     Box::pin(link.close()).await;
@@ -336,7 +336,7 @@ async fn application(
 
 /// Says no, and sees to it that it arrives.
 async fn answer(mut link: Box<Link>, status: Status) {
-    if link.seal(&[IoSlice::new(&frame::status(status))]).is_ok() {
+    if link.seal(&[&frame::status(status)]).is_ok() {
         Box::pin(link.close()).await;
     }
 }

@@ -4,7 +4,7 @@
 //! expecting that endpoint's identity -> `OPEN` -> relay -> one account. A failed or refused TLS attempt never becomes
 //! plaintext: the app's connection is reset.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -234,7 +234,7 @@ async fn converse(
         Err(cut) => (Err(Stop::Cut(cut)), Some(frame::RST)),
     };
     if let Some(frame) = last_frame {
-        let _ = link.seal(&[IoSlice::new(&frame)]);
+        let _ = link.seal(&[&frame]);
     }
     // Bounded in bytes and time; the app need not wait for it.
     tokio::spawn(link.close());

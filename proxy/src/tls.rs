@@ -6,21 +6,26 @@
 pub mod reauth;
 pub mod unverified;
 
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use countersign_api::names::{ALPN, ALPN_REAUTH};
-use countersign_credentials::{Credentials, HandshakeError, PeerError, SharedClock};
+use countersign_credentials::{
+    Credentials, Driven, HandshakeError, PeerError, SharedClock, accept_driven, connect_driven,
+};
 use countersign_identity::{Purpose, SpiffeId, VerifiedId};
 use countersign_policy::Principal;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::{Connection, NamedGroup};
+use rustls::{ConnectionCommon, NamedGroup, SideData};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::first_bytes::Replay;
 use crate::wire::link::Link;
+use crate::wire::records::{Records, Role};
+use crate::wire::talk::Talk;
 use reauth::Bond;
 
 /// How often an open connection asks the wall clock.
@@ -83,6 +88,26 @@ impl Standing {
 }
 
 impl Peer {
+    fn new(
+        id: VerifiedId,
+        purpose: Purpose,
+        proven: Proven,
+        credentials: &Credentials,
+    ) -> Result<Self, HandshakeError> {
+        let principal = Principal::parse(id.id().as_str()).map_err(|e| {
+            HandshakeError::Tls(rustls::Error::General(format!("verified id {} is no principal: {e}", id.id())))
+        })?;
+        Ok(Self {
+            principal: Arc::new(principal),
+            group: proven.group,
+            clock: Arc::clone(credentials.clock()),
+            purpose,
+            bond: proven.bond,
+            standing: Mutex::new(proven.standing),
+            id,
+        })
+    }
+
     /// When the connection ends at the latest. It may be put off while the connection is open, and is never brought forward.
     #[must_use]
     pub fn ends(&self) -> Instant {
@@ -173,15 +198,17 @@ pub enum Accepted {
 /// Any reason why there is no proven peer; its `label()` is bounded.
 pub async fn accept(io: Replay, credentials: &Credentials, limit: Duration) -> Result<Accepted, HandshakeError> {
     // Boxed: the handshake's state is some kilobytes, and must not live in the task that relays afterwards.
-    let (stream, id) = Box::pin(countersign_credentials::accept(io, credentials, &[ALPN, ALPN_REAUTH], limit)).await?;
-    if stream.get_ref().1.alpn_protocol() == Some(ALPN_REAUTH) {
-        return Ok(Accepted::Again(Box::new(reauth::Asked::new(stream, id, credentials, limit)?)));
+    let done = Box::pin(accept_driven(io, credentials, &[ALPN, ALPN_REAUTH], limit)).await?;
+    let again = done.tls.alpn_protocol() == Some(ALPN_REAUTH);
+    let (proven, records) = Proven::by(&done, Role::Server, credentials)?;
+    let (io, first) = done.io.into_parts();
+    debug_assert!(first.is_empty(), "a handshake reads all of its own hello");
+    if again {
+        let talk = Talk::new(io, records, done.unread);
+        return Ok(Accepted::Again(Box::new(reauth::Asked::new(talk, done.id, proven, limit))));
     }
-    let (replay, tls) = stream.into_inner();
-    let (io, unread) = replay.into_parts();
-    debug_assert!(unread.is_empty(), "a handshake reads all of its own hello");
-    let (link, peer) = finish(io, Connection::Server(tls), id, Purpose::Client, credentials)?;
-    Ok(Accepted::Link(link, Arc::new(peer)))
+    let link = Box::new(Link::new(io, records, done.unread));
+    Ok(Accepted::Link(link, Arc::new(Peer::new(done.id, Purpose::Client, proven, credentials)?)))
 }
 
 /// Opens mutual TLS to exactly `expected`.
@@ -194,36 +221,38 @@ pub async fn connect(
     expected: &SpiffeId,
     limit: Duration,
 ) -> Result<(Box<Link>, Peer), HandshakeError> {
-    let (stream, id) = Box::pin(countersign_credentials::connect(io, credentials, &[ALPN], expected, limit)).await?;
-    let (io, tls) = stream.into_inner();
-    finish(io, Connection::Client(tls), id, Purpose::Server, credentials)
+    let done = Box::pin(connect_driven(io, credentials, &[ALPN], expected, limit)).await?;
+    let (proven, records) = Proven::by(&done, Role::Client, credentials)?;
+    let link = Box::new(Link::new(done.io, records, done.unread));
+    Ok((link, Peer::new(done.id, Purpose::Server, proven, credentials)?))
 }
 
-fn finish(
-    io: TcpStream,
-    tls: Connection,
-    id: VerifiedId,
-    purpose: Purpose,
-    credentials: &Credentials,
-) -> Result<(Box<Link>, Peer), HandshakeError> {
-    let group = tls.negotiated_key_exchange_group().map_or("none", |g| group_name(g.name()));
-    let principal = Principal::parse(id.id().as_str()).map_err(|e| {
-        HandshakeError::Tls(rustls::Error::General(format!("verified id {} is no principal: {e}", id.id())))
-    })?;
-    let bond = match &tls {
-        Connection::Client(tls) => Bond::of(tls),
-        Connection::Server(tls) => Bond::of(tls),
-    };
-    let peer = Peer {
-        principal: Arc::new(principal),
-        group,
-        clock: Arc::clone(credentials.clock()),
-        purpose,
-        bond: bond.map_err(HandshakeError::Tls)?,
-        standing: Mutex::new(Standing::of(tls.peer_certificates(), &id, credentials)),
-        id,
-    };
-    Ok((Box::new(Link::new(io, tls)), peer))
+/// What is taken from a handshake before rustls's half of it goes.
+struct Proven {
+    group: &'static str,
+    bond: Bond,
+    standing: Standing,
+}
+
+impl Proven {
+    fn by<IO, T, S>(
+        done: &Driven<IO, T>,
+        role: Role,
+        credentials: &Credentials,
+    ) -> Result<(Self, Records), HandshakeError>
+    where
+        T: Deref<Target = ConnectionCommon<S>>,
+        S: SideData,
+    {
+        let records = Records::new(&done.secrets, role);
+        let records = records.map_err(|error| HandshakeError::Tls(rustls::Error::General(error.to_string())))?;
+        let proven = Self {
+            group: done.tls.negotiated_key_exchange_group().map_or("none", |group| group_name(group.name())),
+            bond: Bond::of(&done.tls).map_err(HandshakeError::Tls)?,
+            standing: Standing::of(done.tls.peer_certificates(), &done.id, credentials),
+        };
+        Ok((proven, records))
+    }
 }
 
 /// A wall-clock end on the monotonic clock.

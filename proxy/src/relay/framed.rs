@@ -1,7 +1,6 @@
 //! App socket <-> framed link, for one `OPEN`..`FIN`.
 
 use std::future::{Future, poll_fn};
-use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -235,7 +234,7 @@ impl Relay<'_> {
     }
 
     fn seal_behind_prefix(&mut self, frames: &[u8]) -> Result<(), LinkError> {
-        self.link.seal(&[IoSlice::new(&std::mem::take(&mut self.prefix)), IoSlice::new(frames)])?;
+        self.link.seal(&[&std::mem::take(&mut self.prefix), frames])?;
         self.held.unsaid = false;
         self.wait = None;
         Ok(())

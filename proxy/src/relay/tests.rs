@@ -18,7 +18,6 @@ use crate::testing::{TestCa, a_permit, link_pair, tcp_pair};
 use crate::tls;
 use crate::wire::frame::{self, Event, ProtocolError, Status, Took};
 use crate::wire::link::{Link, LinkError};
-use std::io::IoSlice;
 
 type Ended = (End, Flow, Box<Link>, TcpStream);
 
@@ -131,7 +130,7 @@ async fn a_reset_stays_a_reset() {
     reset(p.client);
     let (end, _, mut link, _app) = ended(p.client_side).await;
     assert!(matches!(end, End::AppReset), "{end:?}");
-    link.seal(&[IoSlice::new(&frame::RST)]).unwrap();
+    link.seal(&[&frame::RST]).unwrap();
     tokio::spawn(link.close());
     let (end, ..) = ended(p.server_side).await;
     assert!(matches!(end, End::PeerReset), "{end:?}");
@@ -149,7 +148,7 @@ async fn a_reset_that_waits_behind_data_is_heard_though_our_own_write_fails() {
     let data = [&frame::data_header(16_000)[..], &[7; 16_000]].concat();
     let status = frame::status(Status::Accepted);
     for frames in [&status[..], &data, &data, &data, &frame::RST] {
-        server_link.seal(&[IoSlice::new(frames)]).unwrap();
+        server_link.seal(&[frames]).unwrap();
         std::future::poll_fn(|cx| server_link.poll_flush(cx)).await.unwrap();
     }
     socket2::SockRef::from(server_link.socket()).set_linger(Some(Duration::ZERO)).unwrap();
@@ -251,7 +250,7 @@ async fn client_against(frames: &[&[u8]], send: &[u8]) -> (End, Held) {
         .unwrap();
     }
     for frame in frames {
-        server_link.seal(&[IoSlice::new(frame)]).unwrap();
+        server_link.seal(&[frame]).unwrap();
     }
     let closing = tokio::spawn(server_link.close());
     let ((end, _, link, _), held) = timeout(Duration::from_secs(10), side).await.unwrap().unwrap();
@@ -300,7 +299,7 @@ async fn status_is_said_first_though_the_connection_ends_before_its_first_byte()
     // As where the rules change between the decision and the first byte.
     let (permit, mut held, mut flow) = (a_permit(), Held::default(), Flow::default());
     drop(relay(&permit, Side::Server, &mut server_app, &mut server_link, &mut held, &mut flow));
-    server_link.seal(&[IoSlice::new(&held.reset())]).unwrap();
+    server_link.seal(&[&held.reset()]).unwrap();
     tokio::spawn(server_link.close());
     let (end, ..) = ended(side).await;
     assert!(matches!(end, End::PeerReset), "{end:?}");
@@ -358,7 +357,7 @@ async fn data_before_status_is_a_protocol_error() {
 async fn a_second_open_before_fin_is_a_protocol_error() {
     let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
     let (_server, server_app) = tcp_pair().await;
-    client_link.seal(&[IoSlice::new(&frame::OPEN), IoSlice::new(&frame::OPEN)]).unwrap();
+    client_link.seal(&[&frame::OPEN, &frame::OPEN]).unwrap();
     std::future::poll_fn(|cx| client_link.poll_flush(cx)).await.unwrap();
     next_open(&mut server_link).await.unwrap();
     let (end, ..) = ended(run(Side::Server, server_app, server_link, Held::default())).await;
@@ -370,7 +369,7 @@ async fn the_next_open_may_lie_in_the_same_buffer_as_fin() {
     let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
     let (mut server, server_app) = tcp_pair().await;
     let hi = [&frame::data_header(2)[..], b"hi"].concat();
-    client_link.seal(&[IoSlice::new(&frame::OPEN)]).unwrap();
+    client_link.seal(&[&frame::OPEN]).unwrap();
     std::future::poll_fn(|cx| client_link.poll_flush(cx)).await.unwrap();
     next_open(&mut server_link).await.unwrap();
     server.shutdown().await.unwrap();
@@ -388,7 +387,7 @@ async fn the_next_open_may_lie_in_the_same_buffer_as_fin() {
         .unwrap();
     }
     let parts = [&frame::FIN[..], &frame::OPEN, &hi, &frame::FIN];
-    client_link.seal(&parts.map(IoSlice::new)).unwrap();
+    client_link.seal(&parts).unwrap();
     std::future::poll_fn(|cx| client_link.poll_flush(cx)).await.unwrap();
     let (end, flow, mut server_link, _) = ended(side).await;
     assert!(matches!(end, End::Done), "{end:?}");
@@ -406,7 +405,7 @@ async fn a_kept_link_with_anything_pending_is_not_used_again() {
     for pending in [&frame::CLOSING[..], &frame::RST, &frame::FIN, &[1, 0]] {
         let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
         quiet(&mut client_link).await;
-        server_link.seal(&[IoSlice::new(pending)]).unwrap();
+        server_link.seal(&[pending]).unwrap();
         std::future::poll_fn(|cx| server_link.poll_flush(cx)).await.unwrap();
         client_link.socket().readable().await.unwrap();
         assert!(!client_link.is_quiet(), "{pending:?}");
@@ -504,7 +503,7 @@ async fn what_an_app_said_before_it_was_reset_still_arrives() {
         tokio::spawn(async move {
             let (end, _, mut link, _app) = ended(p.server_side).await;
             assert!(matches!(end, End::AppReset), "{end:?}");
-            link.seal(&[IoSlice::new(&frame::RST)]).unwrap();
+            link.seal(&[&frame::RST]).unwrap();
             link.close().await;
         });
         tokio::spawn(async move {

@@ -12,16 +12,15 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use countersign_api::names::ALPN_REAUTH;
-use countersign_credentials::{Credentials, HandshakeError};
+use countersign_credentials::{Credentials, HandshakeError, connect_driven};
 use countersign_identity::{SpiffeId, VerifiedId};
 use rustls::ConnectionCommon;
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio_rustls::server;
 
-use super::{Peer, Standing};
-use crate::first_bytes::Replay;
+use super::{Peer, Proven, Standing};
+use crate::wire::records::Role;
+use crate::wire::talk::Talk;
 
 /// Exporter labels (RFC 8446 section 7.5, RFC 5705).
 const KEY_LABEL: &[u8] = b"EXPORTER-countersign-reauth";
@@ -129,24 +128,20 @@ impl ReauthError {
 pub async fn ask(io: TcpStream, credentials: &Credentials, old: &Peer, limit: Duration) -> Result<(), ReauthError> {
     let asked = async {
         let expected = old.id.id();
-        let handshake = countersign_credentials::connect(io, credentials, &[ALPN_REAUTH], expected, limit);
-        let (mut stream, id) = Box::pin(handshake).await?;
-        let tls = &stream.get_ref().1;
-        let new = Bond::of(tls).map_err(HandshakeError::Tls)?;
-        let standing = Standing::of(tls.peer_certificates(), &id, credentials);
-        if id.id() != expected {
-            return Err(ReauthError::OtherIdentity(id.id().clone()));
+        let done = Box::pin(connect_driven(io, credentials, &[ALPN_REAUTH], expected, limit)).await?;
+        let (Proven { bond: new, standing, .. }, records) = Proven::by(&done, Role::Client, credentials)?;
+        let mut talk = Talk::new(done.io, records, done.unread);
+        if done.id.id() != expected {
+            return Err(ReauthError::OtherIdentity(done.id.id().clone()));
         }
-        stream.write_all(&old.bond.say(CLIENT, &new)).await?;
-        stream.flush().await?;
-        let mut words = [0; 32 + MAC];
-        stream.read_exact(&mut words).await?;
+        talk.say(&old.bond.say(CLIENT, &new)).await?;
+        let words = talk.hear().await?;
         if !old.bond.hears(SERVER, &new, &words) {
             return Err(ReauthError::Unproven);
         }
         old.renew(standing);
         // The other end has nothing to wait for.
-        let _ = stream.shutdown().await;
+        let _ = talk.end().await;
         Ok(())
     };
     match tokio::time::timeout(limit, asked).await {
@@ -158,7 +153,7 @@ pub async fn ask(io: TcpStream, credentials: &Credentials, old: &Peer, limit: Du
 /// The accepting end of a second connection, before a word was said.
 #[derive(Debug)]
 pub struct Asked {
-    stream: server::TlsStream<Replay>,
+    talk: Talk,
     id: VerifiedId,
     new: Bond,
     standing: Standing,
@@ -173,16 +168,9 @@ pub struct Claim {
 }
 
 impl Asked {
-    pub(super) fn new(
-        stream: server::TlsStream<Replay>,
-        id: VerifiedId,
-        credentials: &Credentials,
-        limit: Duration,
-    ) -> Result<Self, HandshakeError> {
-        let tls = &stream.get_ref().1;
-        let new = Bond::of(tls).map_err(HandshakeError::Tls)?;
-        let standing = Standing::of(tls.peer_certificates(), &id, credentials);
-        Ok(Self { stream, id, new, standing, limit })
+    pub(super) fn new(talk: Talk, id: VerifiedId, proven: Proven, limit: Duration) -> Self {
+        let Proven { bond: new, standing, .. } = proven;
+        Self { talk, id, new, standing, limit }
     }
 
     /// Who asks, by the certificate that was just shown.
@@ -196,11 +184,10 @@ impl Asked {
     /// # Errors
     /// It says too little, or too late.
     pub async fn claim(mut self) -> Result<Claim, ReauthError> {
-        let mut words = [0; 32 + MAC];
-        match tokio::time::timeout(self.limit, self.stream.read_exact(&mut words)).await {
-            Ok(read) => drop(read?),
+        let words = match tokio::time::timeout(self.limit, self.talk.hear()).await {
+            Ok(heard) => heard?,
             Err(_) => return Err(ReauthError::Late(self.limit)),
-        }
+        };
         Ok(Claim { asked: self, words })
     }
 }
@@ -236,8 +223,8 @@ impl Claim {
         let words = old.bond.say(SERVER, &asked.new);
         old.renew(asked.standing.clone());
         let told = async {
-            asked.stream.write_all(&words).await?;
-            asked.stream.shutdown().await
+            asked.talk.say(&words).await?;
+            asked.talk.end().await
         };
         match tokio::time::timeout(asked.limit, told).await {
             Ok(told) => Ok(told?),

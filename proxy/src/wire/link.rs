@@ -4,17 +4,19 @@
 //! directions with few wake-ups, and holds no buffer while nothing waits. It must never hand out bytes of one
 //! application connection as another's: parsing stops where the sink says so.
 
-use std::io::{self, IoSlice, Read as _, Write};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use rustls::{AlertDescription, Connection};
+use rustls::AlertDescription;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::frame::{Event, Parser, ProtocolError, Took};
-use super::{with_network_buffer, with_plain_buffer};
+use super::out::Out;
+use super::records::{Opened, RecordError, Records};
+use super::{BUFFER, with_network_buffer, with_plain_buffer, with_sealed_buffer};
 
 /// Most bytes that are read and thrown away before an ending connection is closed.
 const DRAIN_BYTES: usize = 64 * 1024;
@@ -29,7 +31,7 @@ pub enum LinkError {
     Io(#[from] io::Error),
     /// A record did not decrypt or broke TLS.
     #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
+    Tls(#[from] RecordError),
     /// The peer broke the frame rules.
     #[error("frames: {0}")]
     Frames(#[from] ProtocolError),
@@ -42,7 +44,7 @@ impl LinkError {
         match self {
             Self::Io(_) => "peer_gone",
             // A TLS 1.3 client learns of it after its own side of the handshake.
-            Self::Tls(rustls::Error::AlertReceived(alert)) if refuses_us(*alert) => "handshake_failed",
+            Self::Tls(RecordError::Alert(alert)) if refuses_us(*alert) => "handshake_failed",
             Self::Tls(_) => "tls_broken",
             Self::Frames(_) => "protocol_error",
         }
@@ -83,11 +85,14 @@ pub type Sink<'s> = &'s mut dyn FnMut(Event<'_>) -> Result<Took, ProtocolError>;
 /// A framed TLS connection.
 pub struct Link {
     io: TcpStream,
-    tls: Connection,
+    records: Records,
+    out: Out,
+    /// The beginning of a record that is not whole yet. An idle link has none.
+    begun: Vec<u8>,
     parser: Parser,
     /// Plaintext that arrived and was not taken. Bounded: the socket is not read while there is some.
     carry: Option<Box<Carry>>,
-    /// rustls holds plaintext from the handshake's last read.
+    /// `begun` is what was read beyond the handshake, and may hold whole records.
     fresh: bool,
     ended: bool,
 }
@@ -108,34 +113,40 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Takes over a connection whose handshake is complete.
+    /// Takes over a connection whose handshake is complete; `unread` is what was read beyond it.
     #[must_use]
-    pub fn new(io: TcpStream, mut tls: Connection) -> Self {
-        // Bounded by us: nothing is sealed while sealed bytes wait.
-        tls.set_buffer_limit(None);
-        Self { io, tls, parser: Parser::default(), carry: None, fresh: true, ended: false }
+    pub fn new(io: TcpStream, records: Records, unread: Vec<u8>) -> Self {
+        let fresh = !unread.is_empty();
+        Self {
+            io,
+            records,
+            out: Out::default(),
+            begun: unread,
+            parser: Parser::default(),
+            carry: None,
+            fresh,
+            ended: false,
+        }
     }
 
     /// Whether nothing of an application connection waits to be taken.
     #[must_use]
     pub fn is_between_frames(&self) -> bool {
-        self.carry.is_none() && !self.fresh && self.parser.is_between_frames()
+        self.carry.is_none() && self.begun.is_empty() && self.parser.is_between_frames()
     }
 
     /// Seals bytes as one write: they leave with the next [`Link::poll_flush`].
     ///
     /// # Errors
     /// When TLS cannot encrypt any more.
-    pub fn seal(&mut self, parts: &[IoSlice<'_>]) -> Result<(), LinkError> {
-        let all: usize = parts.iter().map(|p| p.len()).sum();
-        let written = self.tls.writer().write_vectored(parts)?;
-        if written == all { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WriteZero).into()) }
+    pub fn seal(&mut self, parts: &[&[u8]]) -> Result<(), LinkError> {
+        Ok(self.records.seal(parts, &mut self.out)?)
     }
 
     /// Whether sealed bytes wait for the socket.
     #[must_use]
     pub fn wants_flush(&self) -> bool {
-        self.tls.wants_write()
+        !self.out.is_empty()
     }
 
     /// Writes sealed bytes to the socket until none wait.
@@ -143,16 +154,7 @@ impl Link {
     /// # Errors
     /// When the socket fails.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
-        while self.tls.wants_write() {
-            let mut socket = PollWriter { io: &mut self.io, cx };
-            match self.tls.write_tls(&mut socket) {
-                Ok(0) => return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero).into())),
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(e) => return Poll::Ready(Err(e.into())),
-            }
-        }
-        Poll::Ready(Ok(()))
+        self.out.poll_flush(&mut self.io, cx).map_err(LinkError::Io)
     }
 
     /// Hands what arrived to the sink: first what waits here, then one read of the socket.
@@ -170,79 +172,67 @@ impl Link {
         }
         if self.fresh {
             self.fresh = false;
-            if self.feed(&[], sink)? {
-                return Poll::Ready(Ok(Step::Progress));
+            let unread = std::mem::take(&mut self.begun);
+            if self.feed(&unread, &mut *sink)? {
+                return Poll::Ready(Ok(if self.carry.is_none() { Step::Progress } else { Step::Stopped }));
             }
         }
         if self.ended {
             return Poll::Ready(Ok(Step::Ended));
         }
-        with_network_buffer(|buffer| {
-            let mut buffer = ReadBuf::new(buffer);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
-            if buffer.filled().is_empty() {
+        with_sealed_buffer(|buffer| {
+            let begun = self.begun.len();
+            let mut read = ReadBuf::new(&mut buffer[begun..begun + BUFFER]);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+            let length = read.filled().len();
+            if length == 0 {
                 self.ended = true;
                 return Poll::Ready(Ok(Step::Ended));
             }
-            self.feed(buffer.filled(), sink)?;
+            buffer[..begun].copy_from_slice(&std::mem::take(&mut self.begun));
+            self.feed(&buffer[..begun + length], sink)?;
             Poll::Ready(Ok(if self.carry.is_none() { Step::Progress } else { Step::Stopped }))
         })
     }
 
-    /// Decrypts what came and hands it on, as one piece: the app is written to once for many records. What the sink does not take is
-    /// carried. True: there was plaintext.
-    fn feed(&mut self, mut sealed: &[u8], sink: Sink<'_>) -> Result<bool, LinkError> {
+    /// Opens what came and hands it on, as one piece: the app is written to once for many records. What the sink does not take is
+    /// carried, a record that is not whole is kept. True: there was plaintext.
+    fn feed(&mut self, sealed: &[u8], sink: Sink<'_>) -> Result<bool, LinkError> {
         with_plain_buffer(|plain| {
-            let (mut any, mut filled, mut stopped) = (false, 0, false);
-            loop {
-                filled += self.take_plaintext(&mut plain[filled..])?;
-                any |= filled > 0;
-                if filled == plain.len() {
-                    self.hand_on(&plain[..filled], &mut stopped, &mut *sink)?;
-                    filled = 0;
-                    continue;
-                }
-                if sealed.is_empty() || self.tls.read_tls(&mut sealed)? == 0 {
-                    break; // after close_notify nothing more counts
-                }
-                if let Err(e) = self.tls.process_new_packets() {
-                    // Best effort: tell the peer by an alert. What was decrypted by the same call is dropped with the link.
-                    let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
-                    self.hand_on(&plain[..filled], &mut stopped, sink)?;
-                    return Err(e.into());
+            let (mut at, mut filled, mut broken) = (0, 0, None);
+            while !self.ended {
+                match self.records.open(&sealed[at..], &mut plain[filled..]) {
+                    Ok(None) => break,
+                    Ok(Some((taken, opened))) => {
+                        at += taken;
+                        match opened {
+                            Opened::Data(length) => filled += length,
+                            Opened::Nothing => {}
+                            Opened::Closed => self.ended = true, // nothing after it counts
+                        }
+                    }
+                    Err(error) => {
+                        broken = Some(error);
+                        break;
+                    }
                 }
             }
-            self.hand_on(&plain[..filled], &mut stopped, sink)?;
-            Ok(any)
+            self.hand_on(&plain[..filled], sink)?;
+            if let Some(error) = broken {
+                self.records.seal_alert(error, &mut self.out);
+                // Best effort.
+                let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
+                return Err(error.into());
+            }
+            if !self.ended && at < sealed.len() {
+                self.begun = sealed[at..].to_vec();
+            }
+            Ok(filled > 0)
         })
     }
 
-    /// So many bytes were decrypted and wait in rustls; none are left there unless `plain` is full.
-    fn take_plaintext(&mut self, plain: &mut [u8]) -> Result<usize, LinkError> {
-        let mut filled = 0;
-        while filled < plain.len() {
-            match self.tls.reader().read(&mut plain[filled..]) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
-                }
-                Ok(length) => filled += length,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(filled)
-    }
-
-    fn hand_on(&mut self, plain: &[u8], stopped: &mut bool, sink: Sink<'_>) -> Result<(), LinkError> {
-        let mut used = 0;
-        if !*stopped {
-            used = self.parser.parse(plain, |event| {
-                let took = sink(event)?;
-                *stopped |= took != Took::All;
-                Ok(took)
-            })?;
-        }
+    fn hand_on(&mut self, plain: &[u8], sink: Sink<'_>) -> Result<(), LinkError> {
+        let used = self.parser.parse(plain, sink)?;
         if used < plain.len() {
             self.carry.get_or_insert_default().bytes.extend_from_slice(&plain[used..]);
         }
@@ -274,7 +264,9 @@ impl Link {
     /// Ends the connection so that what was written last still arrives: flush, end of TLS, half-close, then what
     /// comes is read and dropped for a while (an early reset would destroy our last frame). Bounded in bytes and time.
     pub async fn close(mut self) {
-        self.tls.send_close_notify();
+        if self.records.seal_end(&mut self.out).is_err() {
+            return;
+        }
         let _ = tokio::time::timeout(DRAIN_TIME, async {
             if std::future::poll_fn(|cx| self.poll_flush(cx)).await.is_err() {
                 return;
@@ -307,38 +299,9 @@ impl Link {
         &self.io
     }
 
-    /// Asks for new traffic keys (TLS 1.3 KeyUpdate).
-    ///
-    /// # Errors
-    /// When TLS does not allow it now.
+    /// New traffic keys, of both sides (TLS 1.3 `KeyUpdate`).
+    #[cfg(test)]
     pub fn refresh_keys(&mut self) -> Result<(), LinkError> {
-        Ok(self.tls.refresh_traffic_keys()?)
-    }
-}
-
-/// The socket as rustls wants to write it.
-struct PollWriter<'a, 'c> {
-    io: &'a mut TcpStream,
-    cx: &'a mut Context<'c>,
-}
-
-impl Write for PollWriter<'_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        would_block(Pin::new(&mut *self.io).poll_write(self.cx, bytes))
-    }
-
-    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, parts))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn would_block(polled: Poll<io::Result<usize>>) -> io::Result<usize> {
-    match polled {
-        Poll::Ready(result) => result,
-        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        Ok(self.records.renew_keys(true, &mut self.out)?)
     }
 }

@@ -1,6 +1,9 @@
 //! Who can prove an open connection anew, and who cannot.
 
+use tokio::io::AsyncWriteExt as _;
+
 use super::*;
+use crate::first_bytes::Replay;
 use crate::testing::{TestCa, links_between, tcp_pair};
 use crate::tls::{Accepted, accept};
 
@@ -122,8 +125,7 @@ async fn neither_ends_words_can_be_said_by_the_other() {
     // As a server that sends back what it heard.
     let (mut claim, asking) = open.claimed("frontend", LONG, &open.client).await;
     let echo = async {
-        claim.asked.stream.write_all(&claim.words).await.unwrap();
-        claim.asked.stream.flush().await.unwrap();
+        claim.asked.talk.say(&claim.words).await.unwrap();
     };
     let (asked, ()) = tokio::join!(asking, echo);
     assert!(matches!(asked, Err(ReauthError::Unproven)), "{asked:?}");
