@@ -15,7 +15,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 pub fn signing(bench: &mut Criterion) {
     let domain = TrustDomain::parse("cluster.local").unwrap();
-    let lifetimes = Lifetimes { root: HOUR * 1000, issuer: HOUR * 100 };
+    let lifetimes = Lifetimes { root: HOUR * 1000, issuer: HOUR * 100, leaf: HOUR };
     let authority = Authority::create(&domain, lifetimes, UnixTime::now()).unwrap();
     let own_id = SpiffeId::for_service_account(&domain, "shop", "backend").unwrap();
     let granter = Granter {
