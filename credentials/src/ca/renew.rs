@@ -55,21 +55,22 @@ pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>) {
 }
 
 async fn obtain(config: &CaClient, store: &Store, failures: u32) -> Result<Arc<Credentials>, CaError> {
-    let bundles = who_vouches_for_the_ca(config, store, failures).await?;
+    let (bundles, anew) = who_vouches_for_the_ca(config, store, failures).await?;
     let token = token::read(&config.token_file).await?;
     let issued = issue::ask(config, bundles, token, store.asking_generation(), &store.clock).await?;
-    store.take_svid(issued.svid, issued.bundle)
+    store.take_svid(issued.svid, issued.bundle, anew)
 }
 
 /// The bundle in force; before the first one, the bootstrap file. Once our SVID has ended there is nothing left that a stale
-/// file could spoil, and we may have missed a whole rotation: then, as a restart would, every second attempt reads the file.
-async fn who_vouches_for_the_ca(config: &CaClient, store: &Store, failures: u32) -> Result<BundleSet, CaError> {
+/// file could spoil, and we may have missed a whole rotation, or the root was lost and replaced: then, as a restart would, every
+/// second attempt reads the file. True: it did, and what the CA says replaces whatever we held.
+async fn who_vouches_for_the_ca(config: &CaClient, store: &Store, failures: u32) -> Result<(BundleSet, bool), CaError> {
     let lost = store.credentials().is_none_or(|credentials| credentials.expired());
     match store.bundle() {
-        Some(bundle) if !lost || failures.is_multiple_of(2) => set(bundle),
+        Some(bundle) if !lost || failures.is_multiple_of(2) => Ok((set(bundle)?, false)),
         _ => {
             let now = store.clock.now();
-            set(bootstrap::read(&config.bootstrap, store.trust_domain().clone(), now).await?)
+            Ok((set(bootstrap::read(&config.bootstrap, store.trust_domain().clone(), now).await?)?, true))
         }
     }
 }

@@ -106,14 +106,20 @@ impl Store {
         self.credentials.borrow().clone()
     }
 
-    /// Puts a new SVID in force, with the newer of the bundle that came with it and the one we hold.
-    pub(super) fn take_svid(&self, svid: Svid, with: wire::TrustBundle) -> Result<Arc<Credentials>, CaError> {
+    /// Puts a new SVID in force, with the newer of the bundle that came with it and the one we hold. `anew`: the file vouched for the
+    /// CA, as at the start, so that what we hold does not count.
+    pub(super) fn take_svid(
+        &self,
+        svid: Svid,
+        with: wire::TrustBundle,
+        anew: bool,
+    ) -> Result<Arc<Credentials>, CaError> {
         if svid.id() != &self.expected {
             return Err(CaError::WrongId { expected: self.expected.clone(), got: svid.id().clone() });
         }
         let came = self.parse(with)?;
         let mut held = self.held();
-        let bundle = match newer(held.as_ref(), came) {
+        let bundle = match newer(held.as_ref().filter(|_| !anew), came) {
             Ok(Some(bundle)) => bundle,
             // A replica of the CA that is a step behind: its SVID must do under what we hold.
             Ok(None) | Err(CaError::OlderBundle { .. }) => held.clone().ok_or(CaError::NoBundle)?,

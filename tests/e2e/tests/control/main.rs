@@ -12,7 +12,9 @@ mod egress;
 mod ending;
 mod endpoints;
 mod explain;
+mod files;
 mod intercept;
+mod loss;
 mod modes;
 mod observe;
 mod openmetrics;
@@ -45,6 +47,8 @@ const TESTS: &[(&str, Test)] = &[
     ("renewals_fail_no_connection_old_or_new_and_the_old_links_are_not_used_again", credentials::renewals),
     ("a_connection_ends_with_the_certificates_of_the_side_that_cannot_renew", credentials::one_side_cannot),
     ("without_the_ca_traffic_ends_with_the_svid_and_comes_back_with_the_ca", credentials::ca_away),
+    ("a_lost_state_key_is_told_and_a_new_root_brings_all_back_with_no_restart", loss::key),
+    ("an_expired_root_stops_all_and_a_new_root_brings_all_back_with_no_restart", loss::root),
     ("without_the_controller_known_addresses_and_rules_go_on", controller::known_goes_on),
     ("without_the_controller_a_cold_address_is_refused_within_a_second", controller::cold_is_refused),
     ("a_restarted_controller_finds_the_same_revision_and_costs_no_connection", controller::restarted),
@@ -87,6 +91,8 @@ const TESTS: &[(&str, Test)] = &[
     ("status_shows_every_process", observe::status),
     ("a_config_dump_holds_no_secret", observe::config_dump),
     ("a_denial_explains_itself_and_what_it_proposes_lets_in", explain::explained),
+    ("a_sidecar_without_files_does_not_spin_and_recovers", files::sidecar),
+    ("a_ca_without_files_does_not_spin_and_recovers", files::ca),
     ("the_log_level_changes_while_it_runs", observe::log_level),
     ("the_health_port_answers_nothing_else", observe::health_port),
     ("two_trust_domains_do_not_mix", domains::apart),

@@ -54,7 +54,8 @@ impl Stage {
         Self::with(inside, Settings { trust_domain: trust_domain.into(), ..Settings::default() }, &[])
     }
 
-    fn with(inside: &Inside, settings: Settings, args: &[&str]) -> Result<Self> {
+    /// With these settings of the mesh; both sidecars get these further arguments.
+    pub fn with(inside: &Inside, settings: Settings, args: &[&str]) -> Result<Self> {
         let mesh = Mesh::start(Net::new(*inside)?, settings)?;
         mesh.object(RULES, &policy("client-to-server", "Allow", CLIENT))?;
         let proxy_args: Vec<String> = args.iter().map(ToString::to_string).collect();
