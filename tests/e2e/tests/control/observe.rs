@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_api::ports;
-use countersign_kit::mesh::binary;
+use countersign_kit::mesh::{MeshPodSpec, binary};
 use countersign_kit::{Inside, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -200,6 +200,29 @@ pub fn status(inside: &Inside) -> Result<()> {
     ensure!(code == 0 && all["processes"].as_array().is_some_and(|all| all.len() == 4), "{all}");
     ensure!(all["drift"]["not_connected"] == serde_json::json!([]) && all["drift"]["controllers_asked"] == 1, "{all}");
     watched(dir())?;
+
+    // A denial is counted; what should be meshed and is not is told by name, and is exit code 1.
+    refused(&stage.server, SocketAddr::new(stage.client.v4().into(), PORT))?;
+    let missing = MeshPodSpec::new("missing", "missing", 60).without_sidecar();
+    let _missing = stage.mesh.pod(missing)?;
+    let labelled =
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: bare, labels: {countersign.dev/inject: enabled}}\n";
+    stage.mesh.object("namespace-bare.yaml", labelled)?;
+    let bare = MeshPodSpec { namespace: "bare".into(), ..MeshPodSpec::new("forgotten", "forgotten", 61).unmeshed() };
+    let _bare = stage.mesh.pod(bare)?;
+    stage.mesh.settle(&[&stage.client, &stage.server])?;
+    let (code, all) = countersign(&["status", "-o", "json"], dir())?;
+    let all: Value = serde_json::from_str(&all).context(all)?;
+    ensure!(code == 1 && all["drift"]["not_connected"] == serde_json::json!(["shop/missing"]), "{code}: {all}");
+    ensure!(all["drift"]["without_sidecar"] == serde_json::json!(["bare/forgotten"]), "{all}");
+    let of = |all: &Value, name: &str| {
+        let processes = all["processes"].as_array().cloned().unwrap_or_default();
+        processes.into_iter().find(|one| one["status"]["pod"]["name"] == name).unwrap_or_default()
+    };
+    ensure!(of(&all, "client")["status"]["denials"]["counted"] != 0, "{all}");
+    let (_, table) = countersign(&["status"], dir())?;
+    ensure!(table.contains("drift") && table.contains("shop/missing") && table.contains("bare/forgotten"), "{table}");
+    ensure!(table.contains("LAG") && table.contains("none"), "{table}");
 
     // What is not well is told, and is exit code 1.
     stage.mesh.stop_controller();
