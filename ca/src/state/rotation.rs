@@ -184,9 +184,14 @@ impl Authority {
         Ok(self.with(root, issuer, second, self.generation(), rotation, now)?)
     }
 
-    /// A new issuer under the new root signs from now on. The bundle stays as it is.
+    /// A new issuer under the new root signs from now on. The bundle stays as it is. Where it is not forced, all hold the new root,
+    /// noted as [`Authority::distributed`] or not yet.
     pub fn activated(&self, lifetimes: Lifetimes, forced: bool, now: UnixTime) -> Result<Self, StepError> {
         let rotation = self.at("activate", &[Stage::Prepared, Stage::Distributed])?;
+        let rotation = match rotation.stage() {
+            Stage::Prepared if !forced => &rotation.and(Stage::Distributed, now, self.generation(), false),
+            _ => rotation,
+        };
         self.turned(rotation.and(Stage::Active, now, self.generation(), forced), lifetimes, now)
     }
 
