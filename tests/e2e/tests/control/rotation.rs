@@ -268,6 +268,12 @@ pub fn emergency(inside: &Inside) -> Result<()> {
     ensure!(right.status.code() == Some(0), "{}{}", right.text(), right.errors());
     ensure!(right.errors().contains("Every open connection ends once"), "{}", right.errors());
     open.end(SOON).context("what the old root vouched for is cut")?;
+    // By the side whose bundle changed first; the other sees a reset.
+    wait_until(SOON, || {
+        let both = [&stage.client, &stage.server].map(MeshPod::access_log).concat();
+        ensure!(both.iter().any(|line| line["result"] == "peer_distrusted"), "{both:?}");
+        Ok(())
+    })?;
     wait_until(SOON, || exchange(&stage.client, stage.address()))?;
     wait_until(SOON, || {
         let after = published(mesh)?;
