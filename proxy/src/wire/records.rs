@@ -29,7 +29,10 @@ const MOST_EMPTY: u8 = 32;
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;
+const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
+/// Tickets that a server may send, and we ignore; ours send none.
+const MOST_TICKETS: u8 = 16;
 
 /// Why a connection can carry nothing more. Each names the alert that tells the peer ([`RecordError::alert`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +104,8 @@ pub struct Records {
     /// The peer asked for new keys of ours; they come before the next record.
     asked: bool,
     empty: u8,
+    /// So many tickets may still come: none to a server.
+    tickets: u8,
 }
 
 impl std::fmt::Debug for Records {
@@ -117,11 +122,11 @@ impl Records {
     pub fn new(secrets: &TrafficSecrets, role: Role) -> Result<Self, RecordError> {
         let client = Half::new(secrets.suite, &secrets.client)?;
         let server = Half::new(secrets.suite, &secrets.server)?;
-        let (opens, seals) = match role {
-            Role::Client => (server, client),
-            Role::Server => (client, server),
+        let (opens, seals, tickets) = match role {
+            Role::Client => (server, client, MOST_TICKETS),
+            Role::Server => (client, server, 0),
         };
-        Ok(Self { opens, seals, asked: false, empty: 0 })
+        Ok(Self { opens, seals, asked: false, empty: 0, tickets })
     }
 
     /// Opens the first record of `sealed` into `plain`, which must have room for [`MOST_SEALED`] bytes or for all of `sealed`. Returns
@@ -168,18 +173,27 @@ impl Records {
         Ok(Some((HEADER + length, opened)))
     }
 
-    /// A message of the handshake protocol after the handshake. We offer no resumption, so that no ticket comes; a `KeyUpdate` fills its
-    /// record, since what follows it is sealed by another key.
-    fn handshake(&mut self, message: &[u8]) -> Result<Opened, RecordError> {
-        match message {
-            [KEY_UPDATE, 0, 0, 1, asks @ (0 | 1)] => {
-                self.opens.renew()?;
-                self.asked |= *asks == 1;
-                Ok(Opened::Nothing)
-            }
-            [KEY_UPDATE, ..] => Err(RecordError::Form),
-            _ => Err(RecordError::Unexpected),
+    /// Messages of the handshake protocol after the handshake, each whole in its record (which RFC 8446 leaves to the sender, and every
+    /// sender does with messages this short). We resume nothing, so that a ticket is passed over. A `KeyUpdate` ends its record, as
+    /// what follows it is sealed by another key.
+    fn handshake(&mut self, mut messages: &[u8]) -> Result<Opened, RecordError> {
+        if messages.is_empty() {
+            return Err(RecordError::Unexpected);
         }
+        while let Some(([kind, length @ ..], rest)) = messages.split_first_chunk::<4>() {
+            let length = usize::from(length[0]) << 16 | usize::from(length[1]) << 8 | usize::from(length[2]);
+            match *kind {
+                NEW_SESSION_TICKET if self.tickets > 0 => self.tickets -= 1,
+                KEY_UPDATE => {
+                    let ([asks @ (0 | 1)], 1) = (rest, length) else { return Err(RecordError::Form) };
+                    self.opens.renew()?;
+                    self.asked |= *asks == 1;
+                }
+                _ => return Err(RecordError::Unexpected),
+            }
+            messages = rest.get(length..).ok_or(RecordError::Form)?;
+        }
+        if messages.is_empty() { Ok(Opened::Nothing) } else { Err(RecordError::Form) }
     }
 
     /// Seals bytes that leave together, in as few records as they need.

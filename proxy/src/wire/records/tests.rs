@@ -188,23 +188,49 @@ fn alerts_are_told_apart_from_a_good_end() {
 }
 
 #[test]
-fn handshake_messages_other_than_new_keys_have_no_place() {
+fn handshake_messages_other_than_new_keys_have_no_place_at_a_server() {
     let answer = |message: &[u8]| {
         let (mut client, mut server) = ends(Suite::Aes128GcmSha256);
         let record = record(&mut client, HANDSHAKE, message);
         opened(&mut server, &record).2
     };
     assert_eq!(answer(&[KEY_UPDATE, 0, 0, 1, 0]), None);
-    for bad in
-        [&[KEY_UPDATE, 0, 0, 1, 2] as &[u8], &[KEY_UPDATE, 0, 0, 1], &[KEY_UPDATE, 0, 0, 1, 0, KEY_UPDATE, 0, 0, 1, 0]]
-    {
+    for bad in [
+        &[KEY_UPDATE, 0, 0, 1, 2] as &[u8],
+        &[KEY_UPDATE, 0, 0, 1],
+        &[KEY_UPDATE, 0, 0, 0],
+        &[KEY_UPDATE, 0, 0, 2, 0],
+        &[KEY_UPDATE, 0, 0, 1, 0, KEY_UPDATE, 0, 0, 1, 0],
+        &[KEY_UPDATE, 0],
+    ] {
         assert_eq!(answer(bad), Some(RecordError::Form), "{bad:?}");
     }
     // A ticket, a request for a certificate, a hello.
-    for kind in [4, 13, 1] {
+    for kind in [NEW_SESSION_TICKET, 13, 1] {
         assert_eq!(answer(&[kind, 0, 0, 0]), Some(RecordError::Unexpected));
     }
     assert_eq!(answer(&[]), Some(RecordError::Unexpected));
+}
+
+#[test]
+fn a_server_of_another_make_may_send_tickets_and_not_without_end() {
+    let (mut client, mut server) = ends(Suite::Aes128GcmSha256);
+    let ticket = [NEW_SESSION_TICKET, 0, 0, 3, 1, 2, 3];
+    let two_and_keys = [&ticket[..], &ticket, &[KEY_UPDATE, 0, 0, 1, 0]].concat();
+    let came = record(&mut server, HANDSHAKE, &two_and_keys);
+    assert_eq!(opened(&mut client, &came), (Vec::new(), came.len(), None));
+    server.seals.renew().unwrap();
+    for _ in 2..MOST_TICKETS {
+        let came = record(&mut server, HANDSHAKE, &ticket);
+        assert_eq!(opened(&mut client, &came).2, None);
+    }
+    let came = sealed(&mut server, &[b"hello"]);
+    assert_eq!(opened(&mut client, &came).0, b"hello");
+    let one_more = record(&mut server, HANDSHAKE, &ticket);
+    assert_eq!(fault(&mut client, &one_more), RecordError::Unexpected);
+    let (mut client, mut server) = ends(Suite::Aes128GcmSha256);
+    let cut = record(&mut server, HANDSHAKE, &ticket[..6]);
+    assert_eq!(fault(&mut client, &cut), RecordError::Form);
 }
 
 #[test]
