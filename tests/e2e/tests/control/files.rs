@@ -1,4 +1,5 @@
-//! No file descriptors left: new connections wait in the kernel, nothing spins, and what was let go is used again.
+//! No file descriptors left at the CA: new connections wait in the kernel, nothing spins, and what was let go is used again. Of a sidecar
+//! `refusals` shows the same.
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -9,7 +10,6 @@ use countersign_kit::mesh::MeshPodSpec;
 use countersign_kit::{Inside, wait_until};
 
 use crate::stage::{SOON, Stage};
-use crate::talk::{Talk, exchange};
 
 /// Files that a process may open beyond those that it has.
 const SPARE: usize = 6;
@@ -18,18 +18,6 @@ const MANY: usize = 100;
 /// Watched for so long. Whoever spins takes all of it, and a third even beside two others on one core.
 const WATCHED: Duration = Duration::from_secs(3);
 const MOST_CPU: Duration = Duration::from_millis(500);
-
-pub fn sidecar(inside: &Inside) -> Result<()> {
-    let stage = Stage::new(inside)?;
-    exchange(&stage.client, stage.address())?;
-    let pid = u32::try_from(stage.server.admin("/status")?["pid"].as_u64().context("no pid")?)?;
-    exhaust(pid)?;
-    let waiting = (0..MANY).map(|_| Talk::dial(&stage.client, stage.address())).collect::<Result<Vec<_>, _>>()?;
-    does_not_spin(pid)?;
-    drop(waiting);
-    // The bound stands, and there is room under it again.
-    wait_until(SOON, || exchange(&stage.client, stage.address())).map(drop)
-}
 
 pub fn ca(inside: &Inside) -> Result<()> {
     let stage = Stage::new(inside)?;
