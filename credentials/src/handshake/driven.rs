@@ -137,7 +137,9 @@ where
             }
             if let Err(error) = tls.process_new_packets() {
                 // Best effort: the alert that tells the peer why.
-                let _ = say(&mut io, &mut tls, &mut going).await;
+                if deaf.is_none() {
+                    let _ = say(&mut io, &mut tls, &mut going).await;
+                }
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }

@@ -186,7 +186,9 @@ impl Relay<'_> {
         self.app_deaf = true;
         while self.end.is_none() && self.poll_incoming(cx) {}
         match self.end.take() {
-            Some(said @ (End::PeerReset | End::Refused(_) | End::Closing)) => said,
+            Some(said @ (End::PeerReset | End::Refused(_) | End::Closing | End::PeerGone(Some(LinkError::Tls(_))))) => {
+                said
+            }
             _ => end,
         }
     }

@@ -415,6 +415,13 @@ async fn a_kept_link_with_anything_pending_is_not_used_again() {
     drop(server_link);
     client_link.socket().readable().await.unwrap();
     assert!(!client_link.is_quiet(), "the peer ended it");
+    // By the end of TLS alone, before that of TCP.
+    let ((mut client_link, _), (server_link, _)) = link_pair().await;
+    let closing = tokio::spawn(server_link.close());
+    client_link.socket().readable().await.unwrap();
+    assert!(!client_link.is_quiet(), "the peer ended TLS");
+    drop(client_link);
+    closing.await.unwrap();
 }
 
 /// Takes what the handshake left, so that the link stands between two application connections.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use countersign_api::names::ALPN_REAUTH;
-use countersign_credentials::{Credentials, HandshakeError, connect_driven};
+use countersign_credentials::{Credentials, Driven, HandshakeError, connect_driven};
 use countersign_identity::{SpiffeId, VerifiedId};
 use rustls::ConnectionCommon;
 use rustls::pki_types::CertificateDer;
@@ -130,9 +130,12 @@ pub async fn ask(io: TcpStream, credentials: &Credentials, old: &Peer, limit: Du
         let expected = old.id.id();
         let done = Box::pin(connect_driven(io, credentials, &[ALPN_REAUTH], expected, limit)).await?;
         let (Proven { bond: new, standing, .. }, records) = Proven::by(&done, Role::Client, credentials)?;
-        let mut talk = Talk::new(done.io, records, done.unread);
-        if done.id.id() != expected {
-            return Err(ReauthError::OtherIdentity(done.id.id().clone()));
+        // What the handshake leaves goes before the first word.
+        let Driven { io, unread, id, tls, secrets } = done;
+        drop((tls, secrets));
+        let mut talk = Talk::new(io, records, unread);
+        if id.id() != expected {
+            return Err(ReauthError::OtherIdentity(id.id().clone()));
         }
         talk.say(&old.bond.say(CLIENT, &new)).await?;
         let words = talk.hear().await?;

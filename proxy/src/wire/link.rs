@@ -245,8 +245,7 @@ impl Link {
         if self.ended || !self.is_between_frames() || self.wants_flush() {
             return false;
         }
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        match socket2::SockRef::from(&self.io).peek(&mut byte) {
+        match self.peek() {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
             Ok(0) | Err(_) => return false,
             Ok(_) => {}
@@ -258,7 +257,15 @@ impl Link {
             spoilt = true;
             Ok(Took::Stop)
         });
-        matches!(step, Poll::Ready(Ok(Step::Progress))) && !spoilt && self.is_between_frames() && !self.wants_flush()
+        let harmless = matches!(step, Poll::Ready(Ok(Step::Progress))) && !spoilt && !self.ended;
+        harmless
+            && self.is_between_frames()
+            && !self.wants_flush()
+            && self.peek().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    fn peek(&self) -> io::Result<usize> {
+        socket2::SockRef::from(&self.io).peek(&mut [std::mem::MaybeUninit::uninit()])
     }
 
     /// Ends the connection so that what was written last still arrives: flush, end of TLS, half-close, then what

@@ -14,8 +14,8 @@ use super::out::Out;
 
 /// Most plaintext of a record (RFC 8446 section 5.1).
 pub const MOST_PLAIN: usize = 1 << 14;
-/// Most bytes of a record that is not refused: header, plaintext, and what type, padding and tag may add (section 5.2).
-pub const MOST_SEALED: usize = HEADER + MOST_PLAIN + 256;
+/// Most bytes of a record that is not refused: header, plaintext with its type and padding (section 5.4), tag.
+pub const MOST_SEALED: usize = HEADER + MOST_PLAIN + 1 + TAG;
 
 const HEADER: usize = 5;
 const TAG: usize = 16;
@@ -23,10 +23,11 @@ const TAG: usize = 16;
 const OVERHEAD: usize = HEADER + 1 + TAG;
 /// Records that one key seals, far below the 2^24.5 that AES-GCM bears (RFC 8446 section 5.5).
 const RECORDS_A_KEY: u64 = 1 << 23;
-/// Records in a row that carry nothing, beyond which the peer only wastes our time.
+/// Records in a row that carry nothing for the application, new keys among them, beyond which the peer only wastes our time.
 const MOST_EMPTY: u8 = 32;
 
 const ALERT: u8 = 21;
+const USER_CANCELED: u8 = 90;
 const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;
 const NEW_SESSION_TICKET: u8 = 4;
@@ -52,6 +53,9 @@ pub enum RecordError {
     /// An alert or a handshake message that breaks its form.
     #[error("a record's content breaks its form")]
     Form,
+    /// A word that the protocol does not have.
+    #[error("a handshake message says what does not exist")]
+    Illegal,
     /// Record after record that carries nothing.
     #[error("too many records that carry nothing")]
     Empty,
@@ -71,6 +75,7 @@ impl RecordError {
             Self::Overflow => AlertDescription::RecordOverflow,
             Self::Decrypt => AlertDescription::BadRecordMac,
             Self::Form => AlertDescription::DecodeError,
+            Self::Illegal => AlertDescription::IllegalParameter,
             Self::Cipher => AlertDescription::InternalError,
             Self::Alert(_) => return None,
         })
@@ -106,6 +111,8 @@ pub struct Records {
     empty: u8,
     /// So many tickets may still come: none to a server.
     tickets: u8,
+    /// After a fault nothing more is opened.
+    broken: bool,
 }
 
 impl std::fmt::Debug for Records {
@@ -126,15 +133,24 @@ impl Records {
             Role::Client => (server, client, MOST_TICKETS),
             Role::Server => (client, server, 0),
         };
-        Ok(Self { opens, seals, asked: false, empty: 0, tickets })
+        Ok(Self { opens, seals, asked: false, empty: 0, tickets, broken: false })
     }
 
     /// Opens the first record of `sealed` into `plain`, which must have room for [`MOST_SEALED`] bytes or for all of `sealed`. Returns
     /// how many bytes of `sealed` it was; `None`: it is not whole yet.
     ///
     /// # Errors
-    /// Any: nothing may be opened after it.
+    /// Any: nothing is opened after it.
     pub fn open(&mut self, sealed: &[u8], plain: &mut [u8]) -> Result<Option<(usize, Opened)>, RecordError> {
+        if self.broken {
+            return Err(RecordError::Cipher);
+        }
+        let opened = self.open_next(sealed, plain);
+        self.broken = opened.is_err();
+        opened
+    }
+
+    fn open_next(&mut self, sealed: &[u8], plain: &mut [u8]) -> Result<Option<(usize, Opened)>, RecordError> {
         let Some((header, rest)) = sealed.split_first_chunk::<HEADER>() else {
             return sealed.first().map_or(Ok(None), |kind| protected(*kind).map(|()| None));
         };
@@ -151,26 +167,24 @@ impl Records {
         self.opens.open(header, &rest[..inner], &rest[inner..length], plain)?;
         // Padding is zeros behind the type (section 5.4).
         let end = plain.iter().rposition(|byte| *byte != 0).ok_or(RecordError::Unexpected)?;
-        if end > MOST_PLAIN {
-            return Err(RecordError::Overflow);
-        }
         let opened = match plain[end] {
-            DATA if end == 0 => {
-                self.empty += 1;
-                if self.empty > MOST_EMPTY {
-                    return Err(RecordError::Empty);
-                }
-                Opened::Nothing
-            }
+            DATA if end == 0 => self.nothing()?,
             DATA => {
                 self.empty = 0;
                 Opened::Data(end)
             }
+            // That a user cancelled tells nothing: `close_notify` follows (section 6.1).
+            ALERT if matches!(plain[..end], [_, USER_CANCELED]) => self.nothing()?,
             ALERT => alert(&plain[..end])?,
             HANDSHAKE => self.handshake(&plain[..end])?,
             _ => return Err(RecordError::Unexpected),
         };
         Ok(Some((HEADER + length, opened)))
+    }
+
+    fn nothing(&mut self) -> Result<Opened, RecordError> {
+        self.empty += 1;
+        if self.empty > MOST_EMPTY { Err(RecordError::Empty) } else { Ok(Opened::Nothing) }
     }
 
     /// Messages of the handshake protocol after the handshake, each whole in its record (which RFC 8446 leaves to the sender, and every
@@ -185,7 +199,11 @@ impl Records {
             match *kind {
                 NEW_SESSION_TICKET if self.tickets > 0 => self.tickets -= 1,
                 KEY_UPDATE => {
-                    let ([asks @ (0 | 1)], 1) = (rest, length) else { return Err(RecordError::Form) };
+                    let ([asks], 1) = (rest, length) else { return Err(RecordError::Form) };
+                    if *asks > 1 {
+                        return Err(RecordError::Illegal);
+                    }
+                    self.nothing()?;
                     self.opens.renew()?;
                     self.asked |= *asks == 1;
                 }
@@ -253,7 +271,7 @@ impl Records {
         self.seals.renew()
     }
 
-    /// Where the peer asked for it, or one key has sealed enough. Asked a hundred times, we answer once.
+    /// Where the peer asked for it, or one key has sealed enough. However often asked meanwhile, we answer once.
     fn renew_in_time(&mut self, out: &mut Out) -> Result<(), RecordError> {
         if self.asked || self.seals.number >= RECORDS_A_KEY {
             self.asked = false;
@@ -268,6 +286,9 @@ fn protected(kind: u8) -> Result<(), RecordError> {
 }
 
 fn alert(message: &[u8]) -> Result<Opened, RecordError> {
+    if message.is_empty() {
+        return Err(RecordError::Unexpected); // section 5.4
+    }
     let [_level, alert] = message else { return Err(RecordError::Form) };
     match AlertDescription::from(*alert) {
         AlertDescription::CloseNotify => Ok(Opened::Closed),

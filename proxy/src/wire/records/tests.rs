@@ -124,9 +124,10 @@ fn a_record_in_another_place_or_of_another_connection_does_not_decrypt() {
 #[test]
 fn what_is_no_protected_record_is_refused_by_its_first_byte() {
     for kind in [0, 20, 21, 22, 24, b'G'] {
-        let (_, mut server) = ends(Suite::Aes128GcmSha256);
-        assert_eq!(fault(&mut server, &[kind]), RecordError::Unprotected(kind));
-        assert_eq!(fault(&mut server, &[kind, 3, 3, 0, 40]), RecordError::Unprotected(kind));
+        for came in [&[kind][..], &[kind, 3, 3, 0, 40]] {
+            let (_, mut server) = ends(Suite::Aes128GcmSha256);
+            assert_eq!(fault(&mut server, came), RecordError::Unprotected(kind));
+        }
     }
 }
 
@@ -135,11 +136,12 @@ fn lengths_that_no_record_has_are_refused_before_its_bytes_come() {
     let (_, mut server) = ends(Suite::Aes128GcmSha256);
     let [high, low] = u16::try_from(MOST_SEALED - HEADER + 1).unwrap().to_be_bytes();
     assert_eq!(fault(&mut server, &[DATA, 3, 3, high, low]), RecordError::Overflow);
+    let (_, mut server) = ends(Suite::Aes128GcmSha256);
     assert_eq!(fault(&mut server, &[DATA, 3, 3, 0, 15]), RecordError::Decrypt, "no room for a tag");
 }
 
 #[test]
-fn more_than_a_record_may_carry_is_refused_though_it_decrypts() {
+fn more_than_a_record_may_carry_is_refused() {
     let (mut client, mut server) = ends(Suite::Aes128GcmSha256);
     let most = record(&mut client, DATA, &[5; MOST_PLAIN]);
     assert_eq!(opened(&mut server, &most).0.len(), MOST_PLAIN);
@@ -182,9 +184,11 @@ fn alerts_are_told_apart_from_a_good_end() {
     assert!(matches!(alert_of(&[1, 0]), Ok(Some((_, Opened::Closed)))));
     assert_eq!(alert_of(&[2, 42]).unwrap_err(), RecordError::Alert(AlertDescription::BadCertificate));
     assert_eq!(alert_of(&[1, 20]).unwrap_err(), RecordError::Alert(AlertDescription::BadRecordMac));
-    for bad in [&[] as &[u8], &[1], &[1, 0, 0]] {
+    assert!(matches!(alert_of(&[1, USER_CANCELED]), Ok(Some((_, Opened::Nothing)))));
+    for bad in [&[1_u8][..], &[1, 0, 0]] {
         assert_eq!(alert_of(bad).unwrap_err(), RecordError::Form);
     }
+    assert_eq!(alert_of(&[]).unwrap_err(), RecordError::Unexpected);
 }
 
 #[test]
@@ -196,8 +200,7 @@ fn handshake_messages_other_than_new_keys_have_no_place_at_a_server() {
     };
     assert_eq!(answer(&[KEY_UPDATE, 0, 0, 1, 0]), None);
     for bad in [
-        &[KEY_UPDATE, 0, 0, 1, 2] as &[u8],
-        &[KEY_UPDATE, 0, 0, 1],
+        &[KEY_UPDATE, 0, 0, 1] as &[u8],
         &[KEY_UPDATE, 0, 0, 0],
         &[KEY_UPDATE, 0, 0, 2, 0],
         &[KEY_UPDATE, 0, 0, 1, 0, KEY_UPDATE, 0, 0, 1, 0],
@@ -205,6 +208,7 @@ fn handshake_messages_other_than_new_keys_have_no_place_at_a_server() {
     ] {
         assert_eq!(answer(bad), Some(RecordError::Form), "{bad:?}");
     }
+    assert_eq!(answer(&[KEY_UPDATE, 0, 0, 1, 2]), Some(RecordError::Illegal));
     // A ticket, a request for a certificate, a hello.
     for kind in [NEW_SESSION_TICKET, 13, 1] {
         assert_eq!(answer(&[kind, 0, 0, 0]), Some(RecordError::Unexpected));
@@ -248,10 +252,10 @@ fn a_key_gives_way_before_it_has_sealed_too_much() {
 }
 
 #[test]
-fn asked_for_new_keys_a_hundred_times_we_answer_once() {
+fn asked_for_new_keys_again_and_again_we_answer_once_and_then_refuse() {
     let (mut client, mut server) = ends(Suite::Aes128GcmSha256);
     let mut asking = Out::default();
-    for _ in 0..100 {
+    for _ in 0..MOST_EMPTY {
         client.renew_keys(true, &mut asking).unwrap();
     }
     assert_eq!(opened(&mut server, asking.waiting()), (Vec::new(), asking.waiting().len(), None));
@@ -259,6 +263,18 @@ fn asked_for_new_keys_a_hundred_times_we_answer_once() {
     assert_eq!(answer.len(), (5 + OVERHEAD) + (3 + OVERHEAD));
     assert_eq!(opened(&mut client, &answer).0, b"yes");
     assert_eq!(sealed(&mut server, &[b"yes"]).len(), 3 + OVERHEAD);
+    let mut once_more = Out::default();
+    client.renew_keys(true, &mut once_more).unwrap();
+    assert_eq!(fault(&mut server, once_more.waiting()), RecordError::Empty);
+}
+
+#[test]
+fn after_a_fault_nothing_more_is_opened() {
+    let (mut client, mut server) = ends(Suite::Aes128GcmSha256);
+    let (mut first, second) = (sealed(&mut client, &[b"first"]), sealed(&mut client, &[b"second"]));
+    first[7] ^= 1;
+    assert_eq!(fault(&mut server, &first), RecordError::Decrypt);
+    assert_eq!(fault(&mut server, &second), RecordError::Cipher, "though it is whole and in its place");
 }
 
 #[test]
