@@ -22,7 +22,9 @@ cargo xtask demo [ARGS]          build the release binaries and run the demo (--
 cargo xtask test [FILTER]        everything CI runs; FILTER names a step, a package or part of a test's name
 cargo xtask test --list [FILTER] the steps and every test, without running them
 cargo xtask bench mesh           measure side by side with the peers, write docs/performance.md (--rounds N, --short,
-                                 --growth, --only PEER,..)
+                                 --growth, --only PEER,.., --work WORKLOAD,..; --before FILE: beside another build of
+                                 the sidecar)
+cargo xtask bench micro [FILTER] micro-benchmarks, compared with the last run on this machine
 cargo xtask cluster up|test|down a real Kubernetes cluster on this machine: start it, test on it, stop it
 cargo xtask image                container images of our programs, as files (--registry NAME, --tag TAG, --out FOLDER)
 cargo xtask lint                 the checks of the house alone: who imports whom, file heads, crates, licences
