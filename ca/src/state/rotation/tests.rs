@@ -54,7 +54,11 @@ fn both_roots_are_in_the_bundle_from_prepare_to_retire_and_the_generation_grows_
     assert!(signs_for(&active, &retired) && !signs_for(&first, &retired));
     assert!(retired.under_way().is_none() && retired.second_root().is_none());
     let stages: Vec<_> = retired.rotation().unwrap().passed.iter().map(|passed| passed.stage).collect();
-    assert_eq!(stages, [Stage::Prepared, Stage::Distributed, Stage::Active, Stage::Retired], "noted by the step itself");
+    assert_eq!(
+        stages,
+        [Stage::Prepared, Stage::Distributed, Stage::Active, Stage::Retired],
+        "noted by the step itself"
+    );
     let forced = prepared.activated(LIVES, true, now()).unwrap();
     let stages: Vec<_> = forced.rotation().unwrap().passed.iter().map(|passed| passed.stage).collect();
     assert_eq!(stages, [Stage::Prepared, Stage::Active], "what nobody saw is not said");
