@@ -11,12 +11,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod accept;
+mod ask;
 pub mod health;
 pub mod http;
 pub mod log;
 mod routes;
 mod socket;
 
+pub use ask::{Answered, ask};
 pub use log::{Log, LogError};
 pub use routes::{CONNECTIONS, Routes, serve};
 pub use socket::{AdminSocket, SocketError, bind};

@@ -1,8 +1,7 @@
 //! The sub-command `ask`: one question to the admin socket of the CA that runs beside, in an image that holds nothing else. Called by `main`;
 //! `countersign ca --kubectl` comes in by it (`kubectl exec`).
 
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -59,13 +58,8 @@ fn ask(socket: &Path, method: &str, path: &str) -> io::Result<(String, String)> 
     if !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_-.".contains(&b)) {
         return Err(io::Error::other("that is no path"));
     }
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: ca\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(ANSWER).read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("no HTTP answer"))?;
-    let code = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    Ok((code, body.to_owned()))
+    let answered = countersign_admin::ask(socket, method, path, PATIENCE, ANSWER)?;
+    let body = answered.body.ok_or_else(|| io::Error::other("no HTTP answer"))?;
+    let code = answered.head.split(' ').nth(1).unwrap_or_default().to_owned();
+    Ok((code, body))
 }

@@ -5,8 +5,7 @@
 //! the apps have ended: so there is nothing to wait for. `--wait` is for where nobody keeps that order. It must never end the proxy.
 
 use std::fmt;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -103,17 +102,11 @@ fn told(socket: &Path, wait: Duration) -> Result<u64, Untold> {
 
 fn ask(socket: &Path, method: &str, path: &str) -> Result<Value, Untold> {
     let untold = |error: io::Error| Untold(format!("{}: {error}", socket.display()));
-    let mut stream = UnixStream::connect(socket).map_err(untold)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(untold)?;
-    stream.set_write_timeout(Some(PATIENCE)).map_err(untold)?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-        .map_err(untold)?;
-    let mut answer = String::new();
-    stream.take(ANSWER).read_to_string(&mut answer).map_err(untold)?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let answered = countersign_admin::ask(socket, method, path, PATIENCE, ANSWER).map_err(untold)?;
+    let (head, body) = (answered.head, answered.body.unwrap_or_default());
     if !head.starts_with("HTTP/1.1 200") {
         let line: String = head.lines().next().unwrap_or_default().chars().take(100).collect();
         return Err(Untold(format!("{}: answers {line:?}", socket.display())));
     }
-    serde_json::from_str(body).map_err(|error| Untold(format!("{}: {error}", socket.display())))
+    serde_json::from_str(&body).map_err(|error| Untold(format!("{}: {error}", socket.display())))
 }
