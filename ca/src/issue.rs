@@ -24,7 +24,7 @@ use crate::limits::{Buckets, Rate};
 use crate::metrics::Metrics;
 use crate::rotation::GRACE;
 use crate::sign::{self, SignError, Signed};
-use crate::state::{Authority, State, StateError, hex, sha256};
+use crate::state::{Authority, State, StateError, hex};
 
 /// Why a caller gets nothing.
 #[derive(Debug, thiserror::Error)]
@@ -228,7 +228,7 @@ impl Issuance {
         let leaf = Leaf {
             key: *key.sha256(),
             serial: signed.serial().to_owned(),
-            root: sha256(authority.root().certificate()),
+            root: authority.root().certificate_sha256(),
             not_after: grant.not_after().as_secs(),
             asked_with: call.bundle_generation,
             report: None,
@@ -337,7 +337,7 @@ pub fn bundle(authority: &Authority) -> TrustBundle {
         trust_domain: authority.trust_domain().as_str().to_owned(),
         generation: authority.generation(),
         roots: authority.bundle().roots().iter().map(|root| root.to_vec()).collect(),
-        signing_root_sha256: sha256(authority.root().certificate()).to_vec(),
+        signing_root_sha256: authority.root().certificate_sha256().to_vec(),
     }
 }
 

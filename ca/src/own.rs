@@ -3,6 +3,10 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use countersign_credentials::{Credentials, CredentialsError, SharedClock};
 use countersign_identity::{SpiffeId, Svid, SvidError};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -13,7 +17,7 @@ use crate::audit::{Audit, AuditError, Entry, Event, GRANTED};
 use crate::clock::{millis, seconds};
 use crate::grant::{self, GrantError, Granter, Terms};
 use crate::sign::{self, SignError};
-use crate::state::{Authority, hex, sha256};
+use crate::state::{Authority, hex};
 
 /// Why the CA has no SVID. All our own fault.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +73,7 @@ impl Own {
         let Some(credentials) = current.as_ref() else { return true };
         let (begin, end) = (credentials.svid().not_before().as_secs(), credentials.expires_at().as_secs());
         let half = begin + end.saturating_sub(begin) / 2;
-        let root = sha256(authority.root().certificate());
+        let root = authority.root().certificate_sha256();
         self.clock.now() >= seconds(half)
             || credentials.generation() != authority.generation()
             || credentials.anchor_sha256() != Some(&root)
@@ -103,4 +107,18 @@ impl Own {
         tracing::info!(id = %self.id, serial = signed.serial(), "own SVID renewed");
         Ok(())
     }
+}
+
+/// Signs a text as the CA: ECDSA P-256 with SHA-256, ASN.1, as base64. Whoever has the bundle can check it.
+///
+/// # Errors
+/// Why it cannot be signed; our own fault.
+pub fn signature(signer: &Svid, text: &str) -> Result<String, &'static str> {
+    let PrivateKeyDer::Pkcs8(key) = signer.key() else {
+        return Err("the own SVID's key is of another form than ours");
+    };
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.secret_pkcs8_der())
+        .map_err(|_| "the own SVID's key is no P-256 key")?;
+    let signature = key.sign(&SystemRandom::new(), text.as_bytes()).map_err(|_| "the own SVID's key could not sign")?;
+    Ok(STANDARD.encode(signature.as_ref()))
 }

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use countersign_identity::{SpiffeId, TrustDomain};
+use countersign_identity::{SpiffeId, TrustDomain, VerifiedId};
 /// The kit's clock, held in a hand.
 pub use countersign_kit::TestClock as Hand;
 use jsonwebtoken::jwk::Jwk;
@@ -18,8 +18,9 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256,
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 
-use crate::attest::TokenRules;
+use crate::attest::{Caller, TokenRules};
 use crate::clock::seconds;
+use crate::grant::{self, Granter, Terms, Wish};
 use crate::state::{Authority, KeySource, Lifetimes, Opened, Place, Race, State, StateError, StateKey, Vacant};
 
 /// Where test time begins.
@@ -140,6 +141,19 @@ pub fn csr_of(params: CertificateParams, key: &KeyPair) -> Vec<u8> {
 
 pub fn p256() -> KeyPair {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
+}
+
+/// Somebody with an SVID of `authority`.
+pub fn peer(authority: &Authority) -> VerifiedId {
+    let granter = Granter {
+        trust_domain: authority.trust_domain(),
+        issuer_end: authority.issuer().not_after(),
+        own_id: &own_id(),
+        terms: Terms { default: Duration::from_secs(HOUR), max: Duration::from_secs(DAY) },
+    };
+    let wish = Wish { ttl_seconds: 0, client_time_ms: START as i64 * 1000 };
+    let grant = grant::decide(&Caller::for_test("shop", "frontend"), wish, granter, START * 1000).unwrap();
+    crate::sign::leaf(authority, &grant, &p256(), seconds(START)).unwrap().verified().clone()
 }
 
 /// Runs openssl, a judge that shares no code with us. `None` where it is not installed, which under CI is a failure.

@@ -1,16 +1,14 @@
 //! The chain that records form: each holds its number and the hash of the line before. Called by `file` alone; it knows no
 //! file, so that a batch that did not reach the disk leaves no trace in it: the caller keeps the value from before.
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use countersign_api::audit::{CHECKPOINT, FIRST_PREV, MAX_LINE, VERSION, signed_text};
 use countersign_identity::Svid;
-use rustls_pki_types::PrivateKeyDer;
 use serde::{Deserialize, Serialize};
 
 use super::AuditError;
+use crate::own::signature;
 use crate::state::{hex, sha256};
 
 /// Where the next record goes.
@@ -88,7 +86,8 @@ impl Chain {
         with_chain: bool,
         out: &mut Vec<u8>,
     ) -> Result<(), AuditError> {
-        let signature = sign(signer, &signed_text(&self.id, self.next, &self.prev, time))?;
+        let signature = signature(signer, &signed_text(&self.id, self.next, &self.prev, time))
+            .map_err(|why| AuditError::Write(why.to_owned()))?;
         let certificates = match with_chain {
             true => signer.chain().iter().map(|certificate| STANDARD.encode(certificate)).collect(),
             false => Vec::new(),
@@ -103,17 +102,6 @@ impl Chain {
         let content = serde_json::to_vec(&checkpoint).map_err(|error| AuditError::Write(error.to_string()))?;
         self.append(time, &content, out)
     }
-}
-
-fn sign(signer: &Svid, text: &str) -> Result<String, AuditError> {
-    let failed = |_| AuditError::Write("the checkpoint could not be signed".to_owned());
-    let PrivateKeyDer::Pkcs8(key) = signer.key() else {
-        return Err(AuditError::Write("the own SVID's key is of another form than ours".to_owned()));
-    };
-    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.secret_pkcs8_der())
-        .map_err(|_| AuditError::Write("the own SVID's key is no P-256 key".to_owned()))?;
-    let signature = key.sign(&SystemRandom::new(), text.as_bytes()).map_err(failed)?;
-    Ok(STANDARD.encode(signature.as_ref()))
 }
 
 #[cfg(test)]

@@ -1,33 +1,14 @@
-use std::time::Duration;
-
 use super::*;
-use crate::attest::Caller;
-use crate::clock::seconds;
-use crate::grant::{self, Granter, Terms, Wish};
-use crate::testing::{DAY, HOUR, START, authority, own_id, p256};
+use crate::testing::{HOUR, START, authority, peer};
 
 fn leaf(key: u8, not_after: u64) -> Leaf {
     Leaf { key: [key; 32], serial: format!("{key}"), root: [0; 32], not_after, asked_with: 0, report: None }
 }
 
-/// Somebody who has proven a leaf of an hour.
-fn peer() -> VerifiedId {
-    let authority = authority();
-    let granter = Granter {
-        trust_domain: authority.trust_domain(),
-        issuer_end: authority.issuer().not_after(),
-        own_id: &own_id(),
-        terms: Terms { default: Duration::from_secs(HOUR), max: Duration::from_secs(DAY) },
-    };
-    let wish = Wish { ttl_seconds: 0, client_time_ms: START as i64 * 1000 };
-    let grant = grant::decide(&Caller::for_test("shop", "frontend"), wish, granter, START * 1000).unwrap();
-    crate::sign::leaf(&authority, &grant, &p256(), seconds(START)).unwrap().verified().clone()
-}
-
 #[test]
 fn a_report_counts_for_the_leaf_that_came_with_it_and_for_no_sibling() {
     let holders = Holders::new(Some(0));
-    let peer = peer();
+    let peer = peer(&authority());
     for (pod, key) in [("a", *peer.spki_sha256()), ("b", [7; 32])] {
         let leaf = Leaf { key, ..leaf(0, START + HOUR) };
         holders.signed("shop", pod, &format!("uid-{pod}"), "spiffe://mesh.test/ns/shop/sa/frontend", leaf, START);
@@ -40,7 +21,7 @@ fn a_report_counts_for_the_leaf_that_came_with_it_and_for_no_sibling() {
 
 #[test]
 fn whoever_comes_with_a_leaf_that_we_did_not_sign_is_known_from_then_on_by_its_identity() {
-    let (holders, peer) = (Holders::new(None), peer());
+    let (holders, peer) = (Holders::new(None), peer(&authority()));
     holders.reported(&peer, Report { generation: 1, at: START, connections: None });
     let living = holders.living(START);
     assert_eq!(living[0].pod, "spiffe://mesh.test/ns/shop/sa/frontend");
@@ -84,7 +65,7 @@ fn a_full_table_says_that_somebody_may_be_missing() {
 #[test]
 fn connections_are_counted_from_the_beginning_of_the_rotation() {
     let holders = Holders::new(Some(0));
-    let peer = peer();
+    let peer = peer(&authority());
     let told = |good, at| Report { generation: 1, at, connections: Some(Connections { open: 1, good, failed: 0 }) };
     holders.reported(&peer, told(5, START));
     holders.reported(&peer, told(7, START + 1));

@@ -20,7 +20,7 @@ use crate::audit::{Audit, AuditError, Entry, Event, GRANTED, SUPERSEDED};
 use crate::clock::{millis, rfc3339};
 use crate::holders::Holders;
 use crate::own::Own;
-use crate::state::{Authority, Passed, Race, Rotation, Stage, State, StateError, StepError, hex, sha256};
+use crate::state::{Authority, Passed, Race, Rotation, Stage, State, StateError, StepError, hex};
 
 /// How often it is looked whether the bundle is held by all.
 const LOOK: Duration = Duration::from_secs(1);
@@ -189,7 +189,7 @@ impl Rotations {
         let now = self.clock.now().as_secs();
         gate(View {
             rotation: authority.under_way()?,
-            second_root: sha256(authority.second_root()?.certificate()),
+            second_root: authority.second_root()?.certificate_sha256(),
             holders: &self.holders.living(now),
             complete_since: self.holders.complete_since(),
             last_report: self.holders.last_report(),
@@ -249,7 +249,7 @@ impl Rotations {
 fn root(authority: &Authority) -> Value {
     let root = authority.root();
     json!({
-        "serial": root.serial(), "sha256": hex(&sha256(root.certificate())), "not_after": time(root.not_after().as_secs()),
+        "serial": root.serial(), "sha256": hex(&root.certificate_sha256()), "not_after": time(root.not_after().as_secs()),
     })
 }
 

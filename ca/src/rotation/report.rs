@@ -1,8 +1,6 @@
 //! The proof of a rotation: stages with their times, and for each holder of a living leaf its bundle, its leaf and what became of its connections;
 //! signed with the CA's own SVID, so that whoever has the bundle can check it (`countersign ca report verify`). Called by `inside`.
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use countersign_api::report::{ALGORITHM, FORMAT, canonical};
@@ -10,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Rotations, time, told};
 use crate::holders::{Connections, Holder, Leaf};
+use crate::own::signature;
 use crate::state::hex;
 
 /// Why there is no report.
@@ -63,15 +62,11 @@ impl Rotations {
                 "connections_failed": counted.iter().map(|count| count.failed).sum::<u64>(),
             },
         });
-        let rustls_pki_types::PrivateKeyDer::Pkcs8(key) = own.svid().key() else { return Err(ReportError::Sign) };
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.secret_pkcs8_der())
-            .map_err(|_| ReportError::Sign)?;
-        let signature =
-            key.sign(&SystemRandom::new(), canonical(&document).as_bytes()).map_err(|_| ReportError::Sign)?;
+        let signature = signature(own.svid(), &canonical(&document)).map_err(|_| ReportError::Sign)?;
         let chain: Vec<_> = own.svid().chain().iter().map(|der| STANDARD.encode(der)).collect();
         Ok(json!({
             "report": document,
-            "signature": { "algorithm": ALGORITHM, "chain": chain, "value": STANDARD.encode(signature.as_ref()) },
+            "signature": { "algorithm": ALGORITHM, "chain": chain, "value": signature },
         }))
     }
 }

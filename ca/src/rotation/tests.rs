@@ -5,6 +5,7 @@ use x509_parser::prelude::FromDer as _;
 use super::*;
 use crate::grant::Terms;
 use crate::holders::{Holder, Leaf, Report};
+use crate::state::sha256;
 use crate::state::{Opened, StateKey};
 use crate::testing::{HOUR, Hand, LIVES, START, authority, domain, first_state, now, open_state, own_id, private_dir};
 
@@ -141,7 +142,7 @@ async fn desk() -> Desk {
 
 impl Desk {
     fn hold(&self, pod: &str, asked_with: u64) {
-        let root = sha256(self.rotations.state.authority().root().certificate());
+        let root = self.rotations.state.authority().root().certificate_sha256();
         let (key, not_after) = (sha256(pod.as_bytes()), self.rotations.clock.now().as_secs() + HOUR);
         let leaf = Leaf { key, serial: pod.to_owned(), root, not_after, asked_with, report: None };
         self.rotations.holders.signed("shop", pod, pod, "spiffe://mesh.test/ns/shop/sa/a", leaf, START);

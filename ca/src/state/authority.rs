@@ -257,6 +257,11 @@ impl Held {
 }
 
 impl Pair {
+    /// SHA-256 of the certificate: how a root is named.
+    pub fn certificate_sha256(&self) -> [u8; 32] {
+        sha256(&self.certificate)
+    }
+
     /// The certificate, DER.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use rustls_pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 
-use super::authority::{
-    Authority, AuthorityError, Lifetimes, Pair, hex, make_issuer, make_root, random_serial, sha256,
-};
+use super::authority::{Authority, AuthorityError, Lifetimes, Pair, hex, make_issuer, make_root, random_serial};
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +64,7 @@ impl RootName {
     fn of(pair: &Pair) -> Self {
         Self {
             serial: pair.serial().to_owned(),
-            sha256: hex(&sha256(pair.certificate())),
+            sha256: hex(&pair.certificate_sha256()),
             not_after: pair.not_after().as_secs(),
         }
     }

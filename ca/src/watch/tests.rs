@@ -2,14 +2,9 @@ use tempfile::TempDir;
 use tokio_stream::StreamExt as _;
 
 use super::*;
-use crate::attest::Caller;
 use crate::clock::seconds;
-use crate::grant::{self, Granter, Terms, Wish};
-use crate::sign;
 use crate::state::{Beside, Opened, StateKey};
-use crate::testing::{
-    DAY, HOUR, Hand, LIVES, START, authority, domain, first_state, open_state, own_id, p256, private_dir,
-};
+use crate::testing::{HOUR, Hand, LIVES, START, authority, domain, first_state, open_state, peer, private_dir};
 
 struct Desk {
     _dir: TempDir,
@@ -30,19 +25,6 @@ fn desk(max: usize) -> Desk {
     let bundles =
         Bundles::new(Arc::clone(&state), Arc::new(Holders::new(Some(0))), hand.clock(), max, shutdown.clone());
     Desk { _dir: dir, hand, state, shutdown, bundles }
-}
-
-/// Somebody with an SVID of `authority`.
-fn peer(authority: &Authority) -> VerifiedId {
-    let granter = Granter {
-        trust_domain: authority.trust_domain(),
-        issuer_end: authority.issuer().not_after(),
-        own_id: &own_id(),
-        terms: Terms { default: Duration::from_secs(HOUR), max: Duration::from_secs(DAY) },
-    };
-    let wish = Wish { ttl_seconds: 0, client_time_ms: START as i64 * 1000 };
-    let grant = grant::decide(&Caller::for_test("shop", "frontend"), wish, granter, START * 1000).unwrap();
-    sign::leaf(authority, &grant, &p256(), seconds(START)).unwrap().verified().clone()
 }
 
 #[tokio::test]
