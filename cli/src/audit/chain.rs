@@ -5,6 +5,7 @@ use countersign_api::audit::{CHECKPOINT, FIRST_PREV, MAX_LINE, START, VERSION};
 use serde_json::{Value, json};
 
 use super::signed::{Roots, SignatureError, Signers};
+use crate::identity::show::hex;
 
 /// Why a line is not the next of the chain.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +96,4 @@ impl Chain {
         self.before = Some((n, hex(digest(&SHA256, line).as_ref())));
         Ok(())
     }
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -16,7 +16,7 @@ use time::format_description::well_known::Rfc3339;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-use super::chain::hex;
+use crate::identity::show::hex;
 
 /// Why a checkpoint proves nothing.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::road::{Answer, Road};
@@ -91,10 +91,7 @@ pub fn rotate(args: &RotateArgs, format: Format) -> Result<Verdict> {
     ensure!(stage(&status) != "returning", "an abort is under way: countersign ca abort");
     let status = match status["under_way"] == true {
         true => status,
-        false => match road.step("prepare")? {
-            Answer::Done(status) => status,
-            Answer::Refused(refusal) => bail!("{}", refusal["refused"].as_str().unwrap_or_default()),
-        },
+        false => road.step("prepare")?.done()?,
     };
     let id = status["rotation"]["id"].as_str().unwrap_or_default().to_owned();
     if args.emergency && !emergency(args, &road, &mut progress)? {
@@ -167,7 +164,7 @@ fn emergency(args: &RotateArgs, road: &Road, progress: &mut Progress) -> Result<
         return Ok(false);
     }
     if matches!(stage(&status), "prepared" | "distributed") {
-        status = force(road, "activate/forced")?;
+        status = road.step("activate/forced")?.done()?;
         progress.tell(&status);
     }
     // The CA's own leaf comes first: whoever has the new bundle must be able to reach it.
@@ -177,17 +174,10 @@ fn emergency(args: &RotateArgs, road: &Road, progress: &mut Progress) -> Result<
         status = road.status()?;
     }
     if stage(&status) == "active" {
-        status = force(road, "retire/forced")?;
+        status = road.step("retire/forced")?.done()?;
         progress.tell(&status);
     }
     Ok(true)
-}
-
-fn force(road: &Road, step: &str) -> Result<Value> {
-    match road.step(step)? {
-        Answer::Done(status) => Ok(status),
-        Answer::Refused(refusal) => bail!("{}", refusal["refused"].as_str().unwrap_or_default()),
-    }
 }
 
 fn confirmed(given: Option<&str>, domain: &str) -> Result<bool> {

@@ -25,6 +25,16 @@ pub enum Answer {
     Refused(Value),
 }
 
+impl Answer {
+    /// Where a step led that has to be taken.
+    pub fn done(self) -> Result<Value> {
+        match self {
+            Self::Done(value) => Ok(value),
+            Self::Refused(refusal) => bail!("{}", refusal["refused"].as_str().unwrap_or("the CA refuses")),
+        }
+    }
+}
+
 /// The way to the CA.
 pub enum Road {
     Socket(PathBuf),
@@ -41,24 +51,17 @@ impl Road {
 
     /// Where the rotation is.
     pub fn status(&self) -> Result<Value> {
-        self.must(false, "/rotation")
+        self.ask(false, "/rotation")?.done()
     }
 
     /// The signed report.
     pub fn report(&self) -> Result<Value> {
-        self.must(false, "/rotation/report")
+        self.ask(false, "/rotation/report")?.done()
     }
 
     /// Asks for a step: `prepare`, `activate`, `activate/forced` and so on.
     pub fn step(&self, step: &str) -> Result<Answer> {
         self.ask(true, &format!("/rotation/{step}"))
-    }
-
-    fn must(&self, post: bool, path: &str) -> Result<Value> {
-        match self.ask(post, path)? {
-            Answer::Done(value) => Ok(value),
-            Answer::Refused(refusal) => bail!("{}", refusal["refused"].as_str().unwrap_or("the CA refuses")),
-        }
     }
 
     fn ask(&self, post: bool, path: &str) -> Result<Answer> {

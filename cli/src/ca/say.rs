@@ -29,15 +29,22 @@ pub fn status(status: &Value, style: Style) -> String {
         return text;
     }
     line("rotation", format!("{}, {}", word(&rotation["id"]), style.strong(&word(&rotation["stage"]))));
-    for passed in rotation["stages"].as_array().into_iter().flatten() {
-        let forced = if passed["forced"] == true { ", forced" } else { "" };
-        let (at, stage) = (word(&passed["at"]), word(&passed["stage"]));
-        line("", format!("{at}  {stage}, bundle {}{forced}", word(&passed["bundle_generation"])));
+    for passed in stages(rotation) {
+        line("", passed);
     }
     if !status["gate"].is_null() {
         text += &gate(&status["gate"], style, usize::MAX);
     }
     text
+}
+
+/// The stages that it passed, with their times.
+fn stages(rotation: &Value) -> impl Iterator<Item = String> {
+    rotation["stages"].as_array().into_iter().flatten().map(|passed| {
+        let forced = if passed["forced"] == true { ", forced" } else { "" };
+        let (at, stage) = (word(&passed["at"]), word(&passed["stage"]));
+        format!("{at}  {stage}, bundle {}{forced}", word(&passed["bundle_generation"]))
+    })
 }
 
 /// A step that was not taken.
@@ -126,15 +133,8 @@ pub fn report(report: &Value, file: &Path) -> String {
         word(&report["trust_domain"]),
         word(&rotation["stage"])
     );
-    for passed in rotation["stages"].as_array().into_iter().flatten() {
-        let forced = if passed["forced"] == true { ", forced" } else { "" };
-        let _ = writeln!(
-            text,
-            "  {}  {}, bundle {}{forced}",
-            word(&passed["at"]),
-            word(&passed["stage"]),
-            word(&passed["bundle_generation"])
-        );
+    for passed in stages(rotation) {
+        let _ = writeln!(text, "  {passed}");
     }
     let totals = &report["totals"];
     let known = if totals["all_holders_known"] == true { "all that there are" } else { "those that this CA knows" };

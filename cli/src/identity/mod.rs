@@ -4,7 +4,7 @@
 
 pub(crate) mod chain;
 mod profile;
-mod show;
+pub(crate) mod show;
 mod verify;
 
 use anyhow::Result;

@@ -93,7 +93,8 @@ fn usages(certificate: &X509Certificate<'_>) -> Vec<&'static str> {
     all.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower case, two digits a byte.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
