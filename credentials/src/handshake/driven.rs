@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use super::{HandshakeError, negotiated_alpn_ok, proven, server_name, within};
 use crate::config::{ClientAuth, accept_config_with, connect_config_with};
 use crate::credentials::Credentials;
+use crate::peer::PeerSlot;
 use crate::secrets::{SecretsSlot, TrafficSecrets};
 
 /// Type, version and length of a record (RFC 8446 section 5.1).
@@ -51,8 +52,7 @@ where
     let (config, slot) = accept_config_with(credentials, alpn, ClientAuth::Required, Some(&kept));
     let tls = ServerConnection::new(config).map_err(HandshakeError::Tls)?;
     let (io, tls, unread) = within(limit, drive(io, tls), &slot).await?;
-    let id = proven(&slot)?.ok_or(HandshakeError::NoCertificate)?;
-    finish(io, tls, unread, alpn, id, &kept)
+    finish(io, tls, unread, alpn, &slot, &kept)
 }
 
 /// As [`super::connect`].
@@ -73,8 +73,7 @@ where
     let (config, slot) = connect_config_with(credentials, alpn, expected, Some(&kept));
     let tls = ClientConnection::new(config, server_name()).map_err(HandshakeError::Tls)?;
     let (io, tls, unread) = within(limit, drive(io, tls), &slot).await?;
-    let id = proven(&slot)?.ok_or(HandshakeError::NoCertificate)?;
-    finish(io, tls, unread, alpn, id, &kept)
+    finish(io, tls, unread, alpn, &slot, &kept)
 }
 
 fn finish<IO, T, S>(
@@ -82,13 +81,14 @@ fn finish<IO, T, S>(
     tls: T,
     unread: Vec<u8>,
     alpn: &[&[u8]],
-    id: VerifiedId,
+    slot: &PeerSlot,
     kept: &SecretsSlot,
 ) -> Result<Driven<IO, T>, HandshakeError>
 where
     T: DerefMut<Target = ConnectionCommon<S>>,
     S: SideData,
 {
+    let id = proven(slot)?.ok_or(HandshakeError::NoCertificate)?;
     if !negotiated_alpn_ok(&tls, alpn) {
         return Err(HandshakeError::Alpn);
     }

@@ -12,9 +12,9 @@ use crate::testing;
 use crate::testing::{HOUR, START, TestCa, TestClock, id, private};
 use countersign_api::names::{ALPN, ALPN_H2};
 
-const FRONT: &str = "spiffe://cluster.local/ns/shop/sa/frontend";
-const BACK: &str = "spiffe://cluster.local/ns/shop/sa/backend";
-const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const FRONT: &str = "spiffe://cluster.local/ns/shop/sa/frontend";
+pub(super) const BACK: &str = "spiffe://cluster.local/ns/shop/sa/backend";
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
 /// Both ends of a handshake: the client's finding, the server's.
 type Ends = (
@@ -40,14 +40,14 @@ async fn raw_client(config: ClientConfig, server: &Credentials) -> (io::Result<(
     (client, server.map(drop).unwrap_err())
 }
 
-struct Mesh {
-    ca: TestCa,
-    clock: TestClock,
-    front: Credentials,
-    back: Credentials,
+pub(super) struct Mesh {
+    pub(super) ca: TestCa,
+    pub(super) clock: TestClock,
+    pub(super) front: Credentials,
+    pub(super) back: Credentials,
 }
 
-fn mesh() -> Mesh {
+pub(super) fn mesh() -> Mesh {
     let (ca, clock) = (TestCa::new("cluster.local"), testing::clock());
     let (front, back) = (ca.credentials(FRONT, &clock), ca.credentials(BACK, &clock));
     Mesh { ca, clock, front, back }

@@ -3,30 +3,14 @@
 use tokio::io::{DuplexStream, duplex};
 
 use super::*;
-use crate::testing::{self, TestCa, TestClock, id};
+use crate::handshake::tests::{BACK, FRONT, LIMIT, Mesh, mesh};
+use crate::testing::{self, id};
 use crate::{accept, connect};
 use countersign_api::names::{ALPN, ALPN_H2};
 use rustls::AlertDescription;
 
-const FRONT: &str = "spiffe://cluster.local/ns/shop/sa/frontend";
-const BACK: &str = "spiffe://cluster.local/ns/shop/sa/backend";
-const LIMIT: Duration = Duration::from_secs(5);
-
 type Client = Result<Driven<DuplexStream, ClientConnection>, HandshakeError>;
 type Server = Result<Driven<DuplexStream, ServerConnection>, HandshakeError>;
-
-struct Mesh {
-    ca: TestCa,
-    clock: TestClock,
-    front: Credentials,
-    back: Credentials,
-}
-
-fn mesh() -> Mesh {
-    let (ca, clock) = (TestCa::new("cluster.local"), testing::clock());
-    let (front, back) = (ca.credentials(FRONT, &clock), ca.credentials(BACK, &clock));
-    Mesh { ca, clock, front, back }
-}
 
 fn pair() -> (Credentials, Credentials) {
     let mesh = mesh();
