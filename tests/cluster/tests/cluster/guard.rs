@@ -7,7 +7,7 @@ use countersign_cluster_tests::Beside::Others;
 use countersign_cluster_tests::{Cluster, Namespace, Promise, until};
 use serde_json::{Value, json};
 
-use crate::mesh::{INJECT, SYSTEM, installed, meshed, pair};
+use crate::mesh::{ALONE, INJECT, SYSTEM, alone, installed, meshed, pair};
 
 pub const PROMISES: &[Promise] = &[
     ("the_ca_refuses_the_token_of_a_pod_that_was_deleted", Others, deleted_pods_token),
@@ -15,15 +15,6 @@ pub const PROMISES: &[Promise] = &[
     ("where_pod_security_forbids_the_sidecar_admission_says_so_clearly", Others, pod_security),
     ("kubectl_debug_works_but_not_as_the_sidecars_user", Others, debug),
 ];
-
-const ALONE: &str = r"
-apiVersion: v1
-kind: Pod
-metadata: {name: alone, labels: {app: alone}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers: [{name: app, image: 'localhost/app:1', command: [/app, wait]}]
-";
 
 /// A pod as the injector made it, to be changed by hand: left out of injection, on no node yet.
 pub fn by_hand(namespace: &Namespace<'_>, of: &str, name: &str) -> Result<Value> {
@@ -37,8 +28,7 @@ pub fn by_hand(namespace: &Namespace<'_>, of: &str, name: &str) -> Result<Value>
 /// A thief holds another pod's token, in a pod that is otherwise as it should be.
 fn deleted_pods_token(cluster: &Cluster) -> Result<()> {
     let namespace = meshed(cluster, "guard-token")?;
-    namespace.apply(ALONE)?;
-    namespace.ready("pod/alone")?;
+    alone(&namespace)?;
     let thief = by_hand(&namespace, "alone", "thief")?;
     // The owner shows it to a container of its own making; the thief gets it by a Secret.
     let mut owner = by_hand(&namespace, "alone", "owner")?;

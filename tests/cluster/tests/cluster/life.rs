@@ -8,7 +8,7 @@ use countersign_cluster_tests::{Cluster, Promise, throughout, until};
 use serde_json::{Value, json};
 
 use crate::guard::by_hand;
-use crate::mesh::{SYSTEM, meshed, pair};
+use crate::mesh::{SYSTEM, alone, meshed, pair};
 
 pub const PROMISES: &[Promise] = &[
     ("a_job_completes", Others, job),
@@ -132,20 +132,10 @@ ports: [{name: grpc, port: 15030, protocol: TCP}]
 endpoints: [{addresses: ['ADDRESS'], conditions: {ready: true}}]
 ";
 
-const ALONE: &str = r"
-apiVersion: v1
-kind: Pod
-metadata: {name: alone, labels: {app: alone}}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers: [{name: app, image: 'localhost/app:1', command: [/app, wait]}]
-";
-
 /// Two pods as the injector made them, applied at once; in one the init container sets no rules. All else is equal.
 fn no_rules_no_app(cluster: &Cluster) -> Result<()> {
     let namespace = meshed(cluster, "life-norules")?;
-    namespace.apply(ALONE)?;
-    namespace.ready("pod/alone")?;
+    alone(&namespace)?;
     let whole = by_hand(&namespace, "alone", "whole")?;
     let mut bare = by_hand(&namespace, "alone", "bare")?;
     bare["spec"]["initContainers"][0]["args"] = json!(["version"]);

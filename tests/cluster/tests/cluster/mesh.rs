@@ -152,3 +152,19 @@ pub fn who_answers(namespace: &Namespace<'_>, url: &str, requests: usize) -> Res
     names.dedup();
     Ok(names)
 }
+
+/// One pod that waits.
+pub const ALONE: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: alone, labels: {app: alone}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: app, image: 'localhost/app:1', command: [/app, wait]}]
+";
+
+/// The same, applied and ready.
+pub fn alone(namespace: &Namespace<'_>) -> Result<()> {
+    namespace.apply(ALONE)?;
+    namespace.ready("pod/alone")
+}
