@@ -70,11 +70,32 @@ pub struct Holder {
     pub id: String,
     /// Living leaves, the newest last; never empty.
     pub leaves: Vec<Leaf>,
-    /// What it carried when it was first heard since [`Holders::begin_count`].
+    /// What it had carried when it first said that it has the bundle from which on is counted ([`Holders::count_from`]).
     pub first_connections: Option<Connections>,
+    /// When it was first known, seconds since 1970; 0 = nobody knows: its leaf was signed elsewhere, or before this process.
+    pub joined: u64,
+    /// When it last said something new of where it stands (bundle in force, root above its leaf), seconds since 1970; 0 = never.
+    pub moved: u64,
+    /// What it said then.
+    pub standing: Option<(u64, [u8; 32])>,
 }
 
 impl Holder {
+    /// Somebody of whom nothing was heard yet.
+    pub fn new(namespace: &str, pod: &str, uid: &str, id: &str, joined: u64) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+            uid: uid.to_owned(),
+            id: id.to_owned(),
+            leaves: Vec::new(),
+            first_connections: None,
+            joined,
+            moved: 0,
+            standing: None,
+        }
+    }
+
     /// The leaf that it got last.
     pub fn newest(&self) -> Option<&Leaf> {
         self.leaves.last()
@@ -91,6 +112,12 @@ impl Holder {
     pub fn left(&self, root: &[u8; 32]) -> bool {
         self.leaves.iter().all(|leaf| leaf.root != *root)
             || self.newest().is_some_and(|leaf| leaf.root != *root && leaf.report.is_some())
+    }
+
+    fn stands(&mut self, generation: u64, root: [u8; 32], at: u64) {
+        if self.standing != Some((generation, root)) {
+            (self.standing, self.moved) = (Some((generation, root)), at);
+        }
     }
 
     /// The newest report of any of its leaves.
@@ -117,7 +144,8 @@ struct Table {
     uid_of: HashMap<LeafKey, String>,
     /// Whoever got a leaf before may be missing here; `None`: somebody may always be.
     complete_since: Option<u64>,
-    last_report: u64,
+    /// Connections are counted from the report of this bundle's generation on.
+    count_from: u64,
 }
 
 impl Holders {
@@ -136,14 +164,11 @@ impl Holders {
             return;
         }
         table.uid_of.insert(leaf.key, uid.to_owned());
-        let holder = table.by_uid.entry(uid.to_owned()).or_insert_with(|| Holder {
-            namespace: namespace.to_owned(),
-            pod: pod.to_owned(),
-            uid: uid.to_owned(),
-            id: id.to_owned(),
-            leaves: Vec::new(),
-            first_connections: None,
-        });
+        let holder = table.by_uid.entry(uid.to_owned()).or_insert_with(|| Holder::new(namespace, pod, uid, id, now));
+        // Whoever asks with a bundle has it, and still stands on its older leaf.
+        if let Some(root) = holder.newest().map(|before| before.root).filter(|_| leaf.asked_with > 0) {
+            holder.stands(leaf.asked_with, root, now);
+        }
         holder.leaves.push(leaf);
         let gone = holder.leaves.len().saturating_sub(MAX_LEAVES);
         let gone: Vec<_> = holder.leaves.drain(..gone).map(|leaf| leaf.key).collect();
@@ -164,41 +189,41 @@ impl Holders {
                 }
                 let id = peer.id().as_str().to_owned();
                 let uid = format!("leaf {}", crate::state::hex(&key[..8]));
-                let leaf = Leaf {
+                let mut holder = Holder::new("", &id, &uid, &id, 0);
+                holder.leaves.push(Leaf {
                     key,
                     serial: String::new(),
                     root: *peer.anchor_sha256(),
                     not_after: until,
                     asked_with: 0,
                     report: None,
-                };
-                let (namespace, pod) = (String::new(), id.clone());
-                let holder =
-                    Holder { namespace, pod, uid: uid.clone(), id, leaves: vec![leaf], first_connections: None };
+                });
                 table.by_uid.insert(uid.clone(), holder);
                 table.uid_of.insert(key, uid.clone());
                 uid
             }
         };
+        let count_from = table.count_from;
         let Some(holder) = table.by_uid.get_mut(&uid) else { return };
-        if holder.first_connections.is_none() {
+        if holder.first_connections.is_none() && report.generation >= count_from {
             holder.first_connections = report.connections;
         }
         let newest = holder.newest().is_some_and(|leaf| leaf.key == key);
         let Some(leaf) = holder.leaves.iter_mut().find(|leaf| leaf.key == key) else { return };
         let connections = report.connections.or(leaf.report.and_then(|before| before.connections));
-        let news = leaf.report.is_none_or(|before| before.generation != report.generation);
         leaf.report = Some(Report { connections, ..report });
-        if newest && news {
-            table.last_report = table.last_report.max(report.at);
+        let root = leaf.root;
+        if newest {
+            holder.stands(report.generation, root, report.at);
         }
     }
 
-    /// From now on connections are counted anew.
-    pub fn begin_count(&self) {
-        for holder in self.lock().by_uid.values_mut() {
-            holder.first_connections = holder.connections();
-        }
+    /// Connections are counted anew, for each holder from its report on that it has the bundle of this generation: what it carried before that
+    /// has nothing to do with it, and its last report may be half a leaf's life old.
+    pub fn count_from(&self, generation: u64) {
+        let mut table = self.lock();
+        table.count_from = generation;
+        table.by_uid.values_mut().for_each(|holder| holder.first_connections = None);
     }
 
     /// Everybody with a leaf that lives at `now`, by name.
@@ -214,11 +239,6 @@ impl Holders {
     /// Whoever got a leaf after that is in this table (seconds since 1970); `None`: somebody may always be missing.
     pub fn complete_since(&self) -> Option<u64> {
         self.lock().complete_since
-    }
-
-    /// When a holder last said something new, seconds since 1970; 0 = never.
-    pub fn last_report(&self) -> u64 {
-        self.lock().last_report
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

@@ -16,7 +16,7 @@ fn a_report_counts_for_the_leaf_that_came_with_it_and_for_no_sibling() {
     holders.reported(&peer, Report { generation: 2, at: START + 1, connections: None });
     let living = holders.living(START + 2);
     assert_eq!(living.iter().map(|holder| holder.holds(2)).collect::<Vec<_>>(), [true, false]);
-    assert_eq!(holders.last_report(), START + 1);
+    assert_eq!(living.iter().map(|holder| holder.moved).collect::<Vec<_>>(), [START + 1, 0]);
 }
 
 #[test]
@@ -63,15 +63,44 @@ fn a_full_table_says_that_somebody_may_be_missing() {
 }
 
 #[test]
-fn connections_are_counted_from_the_beginning_of_the_rotation() {
+fn a_renewal_moves_nobody_and_another_bundle_or_root_does() {
+    let (holders, peer) = (Holders::new(Some(0)), peer(&authority()));
+    let key = *peer.spki_sha256();
+    let sign = |key, root, asked_with, at| {
+        let leaf = Leaf { key, root, asked_with, ..leaf(0, START + HOUR) };
+        holders.signed("shop", "a", "uid-a", "id", leaf, at);
+    };
+    let hear = |generation, at| holders.reported(&peer, Report { generation, at, connections: None });
+    let moved = || holders.living(START)[0].moved;
+    sign(key, [0; 32], 0, START);
+    hear(1, START + 1);
+    sign([7; 32], [0; 32], 1, START + 2); // it has one more leaf of the same root
+    sign(key, [0; 32], 1, START + 3);
+    hear(1, START + 4);
+    assert_eq!(moved(), START + 1);
+    hear(2, START + 5);
+    assert_eq!(moved(), START + 5);
+    sign([7; 32], [0; 32], 3, START + 6);
+    assert_eq!(moved(), START + 6, "who asks with a bundle has it");
+    sign(key, [1; 32], 3, START + 7);
+    assert_eq!(moved(), START + 6);
+    hear(3, START + 8);
+    assert_eq!(moved(), START + 8, "the first time with a leaf of another root");
+}
+
+#[test]
+fn connections_are_counted_from_the_report_of_the_rotations_bundle() {
     let holders = Holders::new(Some(0));
     let peer = peer(&authority());
-    let told = |good, at| Report { generation: 1, at, connections: Some(Connections { open: 1, good, failed: 0 }) };
-    holders.reported(&peer, told(5, START));
-    holders.reported(&peer, told(7, START + 1));
-    holders.begin_count();
-    holders.reported(&peer, told(9, START + 2));
-    let living = holders.living(START + 2);
-    assert_eq!(living[0].first_connections.unwrap().good, 7);
-    assert_eq!(living[0].last_report().unwrap().connections.unwrap().good, 9);
+    let told = |generation, good, at| {
+        let connections = Some(Connections { open: 1, good, failed: 0 });
+        holders.reported(&peer, Report { generation, at, connections });
+        holders.living(at)[0].first_connections.map(|first| first.good)
+    };
+    assert_eq!(told(1, 5, START), Some(5));
+    holders.count_from(2);
+    assert_eq!(told(1, 8, START + 1), None, "it is where it was");
+    assert_eq!(told(2, 9, START + 2), Some(9));
+    assert_eq!(told(3, 12, START + 3), Some(9));
+    assert_eq!(holders.living(START + 3)[0].last_report().unwrap().connections.unwrap().good, 12);
 }

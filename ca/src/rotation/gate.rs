@@ -2,7 +2,7 @@
 //! who is missing.
 //!
 //! Two ways lead through a gate. *All have reported*: every holder of a living leaf that we know said what is needed, we know of all, and
-//! [`PROPAGATION`] has passed since for those who cannot report. *Time*: a leaf is not renewed for a holder that does not follow, so after the
+//! [`PROPAGATION`] has passed since the last of them came to it, for those who cannot report. *Time*: a leaf is not renewed for a holder that does not follow, so after the
 //! longest life of a leaf (and [`GRACE`]) nobody with an older leaf is left. The second is always complete: after a restart, and where several
 //! replicas sign.
 
@@ -31,8 +31,6 @@ pub struct View<'a> {
     pub holders: &'a [Holder],
     /// Whoever got a leaf after that is among them; `None`: never known.
     pub complete_since: Option<u64>,
-    /// When somebody last reported something new, seconds since 1970.
-    pub last_report: u64,
     /// Now, seconds since 1970.
     pub now: u64,
 }
@@ -109,11 +107,19 @@ fn waits(view: View<'_>) -> Vec<String> {
         )),
         Some(_) => {}
     }
-    let settled = view.last_report.max(view.rotation.since()).saturating_add(PROPAGATION);
+    let settled = settled(view).saturating_add(PROPAGATION);
     if view.now < settled {
         waits.push(format!("for those who cannot report, {} s more", settled - view.now));
     }
     waits
+}
+
+/// When the last of those who were there before this stage came to where they stand. Whoever came later got the bundle with its leaf; and a renewal
+/// that changes nothing is no news: in a mesh of some size there is always one.
+fn settled(view: View<'_>) -> u64 {
+    let began = view.rotation.since();
+    let before = view.holders.iter().filter(|holder| holder.joined <= began);
+    before.map(|holder| holder.moved).fold(began, u64::max)
 }
 
 fn behind(holder: &Holder, generation: u64) -> Option<(&Holder, String)> {

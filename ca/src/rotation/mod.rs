@@ -134,7 +134,7 @@ impl Rotations {
             self.record(step, &made, GRANTED).await?;
             if self.state.commit(draft, now).await? == Race::Won {
                 if step == Step::Prepare {
-                    self.holders.begin_count();
+                    self.holders.count_from(made.generation());
                 }
                 let rotation = made.rotation();
                 let stage = rotation.map_or("none", |rotation| rotation.stage().word());
@@ -192,7 +192,6 @@ impl Rotations {
             second_root: authority.second_root()?.certificate_sha256(),
             holders: &self.holders.living(now),
             complete_since: self.holders.complete_since(),
-            last_report: self.holders.last_report(),
             now,
         })
     }

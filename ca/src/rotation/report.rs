@@ -87,9 +87,10 @@ fn row(holder: &Holder) -> Value {
     })
 }
 
-/// What it carried since the rotation began; all that it carried where it was started since.
+/// What it carried since it had the rotation's first bundle; all that it carried where it was started anew since. Nothing is told of one that never
+/// said that it has it.
 fn during(holder: &Holder) -> Option<Connections> {
-    let (now, first) = (holder.connections()?, holder.first_connections.unwrap_or_default());
+    let (now, first) = (holder.connections()?, holder.first_connections?);
     if now.good < first.good || now.failed < first.failed {
         return Some(now);
     }

@@ -29,14 +29,14 @@ fn leaf(root: [u8; 32], asked_with: u64, report: Option<u64>) -> Leaf {
 }
 
 fn holder(pod: &str, leaves: Vec<Leaf>) -> Holder {
-    let (namespace, id) = ("shop".to_owned(), "spiffe://mesh.test/ns/shop/sa/a".to_owned());
-    Holder { namespace, pod: pod.to_owned(), uid: format!("uid-of-{pod}"), id, leaves, first_connections: None }
+    let known = Holder::new("shop", pod, &format!("uid-of-{pod}"), "spiffe://mesh.test/ns/shop/sa/a", T - HOUR);
+    Holder { leaves, moved: T, ..known }
 }
 
 fn look(stage: Stage, holders: &[Holder], complete_since: Option<u64>, at: u64) -> Gate {
     let rotation = rotation(stage);
     let second_root = if stage == Stage::Active { OLD } else { NEW };
-    gate(View { rotation: &rotation, second_root, holders, complete_since, last_report: T, now: at }).unwrap()
+    gate(View { rotation: &rotation, second_root, holders, complete_since, now: at }).unwrap()
 }
 
 fn missing(gate: &Gate) -> Vec<&str> {
@@ -71,6 +71,20 @@ fn those_who_cannot_report_have_the_propagation_time() {
     let told = [holder("told", vec![leaf(OLD, 0, Some(2))])];
     assert!(!look(Stage::Prepared, &told, Some(0), T + PROPAGATION - 1).open);
     assert!(look(Stage::Prepared, &told, Some(0), T + PROPAGATION).open);
+}
+
+#[test]
+fn who_came_after_the_stage_began_and_who_only_renews_do_not_make_it_wait_anew() {
+    let told = holder("told", vec![leaf(OLD, 0, Some(2))]);
+    let late = |pod, joined, moved| Holder { joined, moved, ..holder(pod, vec![leaf(OLD, 0, Some(2))]) };
+    let at = T + PROPAGATION;
+    assert!(look(Stage::Prepared, &[told.clone(), late("new", T + 5, T + 6)], Some(0), at).open);
+    // One that was there before, and came to it late; and one of whom nobody knows since when.
+    for joined in [T - 1, 0] {
+        let moved = late("slow", joined, T + 5);
+        assert!(!look(Stage::Prepared, &[told.clone(), moved.clone()], Some(0), at).open);
+        assert!(look(Stage::Prepared, &[told.clone(), moved], Some(0), at + 5).open);
+    }
 }
 
 #[test]
