@@ -67,6 +67,9 @@ pub struct DemoArgs {
     /// Leave it running afterwards, and print what to try
     #[arg(long)]
     pub keep: bool,
+    /// Show these claims alone, by number; may be given several times
+    #[arg(long = "claim", value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=7))]
+    pub claims: Vec<u8>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,10 +5,10 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use countersign_kit::{Finished, Here as _, Namespace, Pod, Running, wait_until};
 
 /// Where nginx listens.
@@ -24,9 +24,18 @@ const MARKER_HEADER: &str = "X-Marker";
 /// What the load asks for; its answers are not logged.
 pub const LOAD_PATH: &str = "/kilobyte";
 
+/// An answer that nginx gives slowly: it outlasts the demo.
+pub const LONG_PATH: &str = "/long";
+/// Its length, and how much of it goes in a second. The file is a hole: it takes no room.
+const LONG_LENGTH: u64 = 64 << 20;
+const LONG_RATE: &str = "16k";
+
 /// Starts nginx in a pod; it is ready when this returns. Its access log is `FOLDER/access.log`.
 pub fn nginx(pod: &Pod, folder: &Path) -> Result<Running> {
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string()).here()?;
+    let long = folder.join("long");
+    let made = std::fs::File::create(&long).and_then(|file| file.set_len(LONG_LENGTH));
+    made.with_context(|| long.display().to_string()).here()?;
     let file = folder.join("nginx.conf");
     std::fs::write(&file, config(pod.name(), folder)).with_context(|| file.display().to_string()).here()?;
     let (folder, file) = (folder.display().to_string(), file.display().to_string());
@@ -60,7 +69,8 @@ fn config(name: &str, folder: &Path) -> String {
         text,
         "  server {{\n    listen 0.0.0.0:{HTTP};\n    listen [::]:{HTTP};\n\
          \x20   location / {{ return 200 \"{name} got $http_x_marker\\n\"; }}\n\
-         \x20   location {LOAD_PATH} {{ access_log off; return 200 \"{kilobyte}\"; }}\n  }}\n}}\n"
+         \x20   location {LOAD_PATH} {{ access_log off; return 200 \"{kilobyte}\"; }}\n\
+         \x20   location {LONG_PATH} {{ access_log off; alias {folder}/long; limit_rate {LONG_RATE}; }}\n  }}\n}}\n"
     );
     text
 }
@@ -97,7 +107,7 @@ pub fn first_byte(place: &Namespace, server: SocketAddr) -> Result<Duration> {
             .take(GREETING.len() as u64)
             .read_to_end(&mut rest)
             .with_context(|| format!("reading on from {server}"))?;
-        anyhow::ensure!([&byte[..], &rest].concat() == GREETING, "{server} said something else");
+        ensure!([&byte[..], &rest].concat() == GREETING, "{server} said something else");
         Ok(took)
     })
 }
@@ -114,6 +124,58 @@ pub fn curl_line(url: &str, marker: &str) -> String {
 /// Runs curl in a pod, whatever comes of it.
 pub fn curl(place: &Namespace, url: &str, marker: &str) -> Result<Finished> {
     place.command("curl").args(curl_args(url, marker)).finish()
+}
+
+/// A long answer, read by curl as it comes; given up when this is dropped.
+pub struct Download {
+    curl: Running,
+    file: PathBuf,
+    line: String,
+}
+
+impl Download {
+    /// Starts it; the first bytes are there when this returns.
+    pub fn start(place: &Namespace, url: &str, file: PathBuf) -> Result<Self> {
+        // What an earlier one left would count as received.
+        let _ = std::fs::remove_file(&file);
+        let out = file.display().to_string();
+        let args = ["-sS", "-N", "-o", &out, url];
+        let mut download = Self {
+            curl: place.command("curl").args(args).spawn()?,
+            line: format!("curl -sS -N -o {} {url} &", file.file_name().unwrap_or_default().display()),
+            file,
+        };
+        download.goes_on()?;
+        Ok(download)
+    }
+
+    /// The command, as a person would type it.
+    pub fn line(&self) -> &str {
+        &self.line
+    }
+
+    /// Bytes that have come.
+    pub fn received(&self) -> u64 {
+        std::fs::metadata(&self.file).map_or(0, |file| file.len())
+    }
+
+    /// More comes than had come when this is called.
+    pub fn goes_on(&mut self) -> Result<()> {
+        let before = self.received();
+        wait_until(READY, || {
+            if self.curl.ended() {
+                return Err(format!("it ended: {}", self.curl.log().join("; ")));
+            }
+            if self.received() > before { Ok(()) } else { Err(format!("nothing more came after {before} bytes")) }
+        })
+    }
+
+    /// Waits for its end; curl's last words.
+    pub fn ends(&mut self, limit: Duration) -> Result<String> {
+        let status = self.curl.wait(limit)?;
+        ensure!(!status.success(), "it came to its end in order");
+        Ok(self.curl.log().join("; "))
+    }
 }
 
 #[cfg(test)]

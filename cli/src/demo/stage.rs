@@ -10,9 +10,10 @@ use anyhow::{Context, Result};
 use countersign_api::names;
 use countersign_kit::mesh::{Mesh, MeshPod, MeshPodSpec, Settings, binary};
 use countersign_kit::tokens::{TokenClaims, replace_file};
-use countersign_kit::{Here as _, Inside, Net, Pod, PodSpec, Running};
+use countersign_kit::{Here as _, Inside, Net, Pod, PodCommand, PodSpec, Running};
 
 use super::apps::{self, BANNER, HTTP};
+use super::exec::own_program;
 
 /// Namespace of the demo's pods.
 const NAMESPACE: &str = "shop";
@@ -38,6 +39,23 @@ spec:
   - from: [{serviceAccounts: [{namespace: shop, name: frontend}]}]
     to: [{ports: [8080, 2525]}]
 ";
+
+/// Lets `intruder` in for a while: a file of its own, so that it can go again.
+const VISIT_FILE: &str = "visit.yaml";
+const VISIT: &str = "\
+apiVersion: policy.countersign.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: visit, namespace: shop}
+spec:
+  selector: {matchLabels: {app: backend}}
+  action: Allow
+  rules:
+  - from: [{serviceAccounts: [{namespace: shop, name: intruder}]}]
+    to: [{ports: [8080]}]
+";
+
+/// Life of every SVID: so short that all are renewed while one looks on (an hour is usual), and long enough for a busy machine.
+const LEAF_LIFE: &str = "20s";
 
 /// All that runs. Pods end before the mesh, applications before their pods.
 pub struct Stage {
@@ -88,7 +106,8 @@ pub fn binaries() -> Result<()> {
 impl Stage {
     /// Starts everything; all of it is ready when this returns.
     pub fn start(inside: Inside) -> Result<Self> {
-        let mesh = Mesh::start(Net::new(inside)?, Settings::default())?;
+        let ca_args = ["--leaf-ttl", LEAF_LIFE, "--max-leaf-ttl", LEAF_LIFE].map(str::to_owned).into();
+        let mesh = Mesh::start(Net::new(inside)?, Settings { ca_args, ..Settings::default() })?;
         mesh.object("rules.yaml", RULES)?;
         mesh.service(NAMESPACE, "backend", SERVICE_NUMBER, &SERVICE_PORTS)?;
         let pod = |name: &str, app: &str, number| mesh.pod(MeshPodSpec::new(name, app, number));
@@ -121,6 +140,44 @@ impl Stage {
     /// The pods with a sidecar.
     pub fn meshed(&self) -> [&MeshPod; 4] {
         [&self.frontend, &self.backends[0], &self.backends[1], &self.intruder]
+    }
+
+    /// Lets `intruder` in, by a further rule; it is in force when this returns.
+    pub fn admit_intruder(&self) -> Result<()> {
+        self.mesh.object(VISIT_FILE, VISIT)?;
+        self.mesh.settle(&[&self.backends[0], &self.backends[1]])
+    }
+
+    /// Takes that rule away again, and waits for nothing.
+    pub fn expel_intruder(&self) -> Result<()> {
+        self.mesh.remove_object(VISIT_FILE)
+    }
+
+    /// `countersign`, as an operator types it where the admin sockets are.
+    pub fn countersign(&self, args: &[&str]) -> Result<PodCommand> {
+        Ok(self.mesh.system().command(own_program().here()?).args(args.iter().copied()))
+    }
+
+    /// The CA's admin socket.
+    pub fn ca_socket(&self) -> PathBuf {
+        self.mesh.folder().join("ca/state/admin.sock")
+    }
+
+    /// Where a program of the demo may write.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The processes of ours that hold an identity, the CA apart: none of them may be started anew by what is shown.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        let sidecars = self.meshed().into_iter().map(|pod| pod.with_sidecar(|sidecar| Ok(sidecar.pid())));
+        let controller = self.mesh.controller_pid().context("the controller does not run");
+        sidecars.chain([controller]).collect()
+    }
+
+    /// Where the service's HTTP is.
+    pub fn http_service(&self) -> SocketAddr {
+        SocketAddr::new(SERVICE.into(), SERVICE_PORTS[0].0)
     }
 
     /// Words that occur nowhere else: new ones each time.

@@ -1,12 +1,16 @@
-//! The four claims: each shows something with real programs, measures it, and fails where it does not hold.
+//! The claims: each shows something with real programs, measures it, and fails where it does not hold.
 //!
 //! Called by `demo`, in order. A claim must never rest on one side's word: what a proxy logs stands beside what the
 //! application, the client or the link saw.
 
 pub mod encrypted;
 pub mod latency;
+pub mod outage;
 pub mod refused;
+pub mod rotation;
+pub mod rules;
 pub mod server_first;
+mod traffic;
 
 use std::time::Duration;
 

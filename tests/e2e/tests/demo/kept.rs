@@ -35,7 +35,13 @@ pub fn tried() {
     let _alone = alone();
     let before = namespaces();
     // A group of its own, as a shell gives it: Ctrl-C is a signal to the group.
-    let child = demo().arg("--keep").process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let child = demo()
+        .args(["--keep", "--claim", "2"])
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut kept = Kept(child);
     let said = lines(&mut kept.0);
     let Some(tries) = until_kept(&mut kept.0, &said) else { return };

@@ -42,8 +42,9 @@ fn without_packet_sockets_the_first_claim_is_not_shown_and_the_exit_code_is_2() 
     let _alone = alone();
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set=-net_raw", "--inh-caps=-net_raw", "--"]).arg(binary("countersign").unwrap());
-    let Some(shown) = ended(command.args(["demo", "-o", "json"])) else { return };
-    assert_eq!(shown.verdicts(), ["NOT SHOWN", "SHOWN", "SHOWN", "SHOWN"], "{shown:?}");
+    command.args(["demo", "-o", "json", "--claim", "1", "--claim", "2"]);
+    let Some(shown) = ended(&mut command) else { return };
+    assert_eq!(shown.verdicts(), ["NOT SHOWN", "SHOWN"], "{shown:?}");
     assert!(shown.reason(0).contains("packet socket"), "{shown:?}");
     assert_eq!(shown.code, Some(2));
 }
@@ -74,10 +75,51 @@ fn an_intruder_that_is_let_in_makes_the_third_claim_false_and_the_exit_code_is_1
          metadata: {name: more, namespace: shop}\nspec:\n  selector: {matchLabels: {app: backend}}\n  action: Allow\n  rules:\n  \
          - from: [{serviceAccounts: [{namespace: shop, name: intruder}]}]\n.\n;; esac; done\nexec REAL \"$@\"",
     );
-    let Some(shown) = ended(folder.demo().args(["-o", "json"])) else { return };
-    assert_eq!(shown.verdicts()[..3], ["SHOWN", "SHOWN", "FALSE"], "{shown:?}");
-    assert!(shown.reason(2).contains("intruder was served"), "{shown:?}");
-    assert_eq!(shown.code, Some(1));
+    is_false(&folder, "3", "intruder was served");
+}
+
+/// The same of a rule that stays in force after it was taken away.
+#[test]
+fn a_rule_that_does_not_go_makes_the_fifth_claim_false() {
+    let _alone = alone();
+    let folder = Folder::of_binaries("stays");
+    folder.replace(
+        "countersign-controller",
+        "for word in \"$@\"; do case $word in dir:*) dir=${word#dir:};; esac; done\n\
+         (until sed 's/name: visit/name: stay/' \"$dir/visit.yaml\" > \"$dir/.stay\" 2>&-; do sleep 0.02; done; mv \"$dir/.stay\" \"$dir/stay.yaml\") &\n\
+         exec REAL \"$@\"",
+    );
+    is_false(&folder, "5", "the rule is gone, and intruder's connection");
+}
+
+/// As the old root leaves the bundle, all sidecars die.
+#[test]
+fn a_request_that_fails_while_the_root_is_replaced_makes_the_sixth_claim_false() {
+    let _alone = alone();
+    let folder = Folder::of_binaries("dies");
+    folder.replace(
+        "countersign-ca",
+        "until [ $# = 0 ] || [ \"$1\" = --bundle-file ]; do set -- \"$@\" \"$1\"; shift; n=$((n+1)); [ \"$n\" -lt 99 ] || exit 9; done\n\
+         roots() { until [ \"$(grep -c BEGIN \"$bundle\")\" = \"$1\" ]; do sleep 0.05; done; }\n\
+         bundle=$2; (roots 2; roots 1; pkill -9 -f 'countersign-proxy ') 2>&- &\nexec REAL \"$@\"",
+    );
+    is_false(&folder, "6", "");
+}
+
+/// It starts once, and not again.
+#[test]
+fn a_ca_that_does_not_come_back_makes_the_seventh_claim_false() {
+    let _alone = alone();
+    let folder = Folder::of_binaries("gone");
+    let began = folder.0.join("began");
+    folder.replace("countersign-ca", &format!("mkdir {} || exit 1; exec REAL \"$@\"", began.display()));
+    is_false(&folder, "7", "the CA ended before it was ready");
+}
+
+fn is_false(folder: &Folder, claim: &str, why: &str) {
+    let Some(shown) = ended(folder.demo().args(["-o", "json", "--claim", claim])) else { return };
+    assert_eq!((shown.verdicts(), shown.code), (vec!["FALSE"], Some(1)), "{shown:?}");
+    assert!(shown.reason(0).contains(why), "{shown:?}");
 }
 
 #[test]
