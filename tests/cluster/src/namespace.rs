@@ -11,6 +11,8 @@ use crate::{Cluster, until};
 
 /// For pods that start: images are there, the machine may be busy.
 const START: Duration = Duration::from_secs(120);
+/// Lines of what did not go well that an error carries.
+const ACCOUNTS: usize = 60;
 
 /// One namespace.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +91,23 @@ impl<'a> Namespace<'a> {
         let events = say(&["get", "events", "--field-selector=type=Warning"]);
         let logs = say(&["logs", "--all-pods=true", "--selector=app", "--all-containers", "--prefix", "--tail=15"]);
         error.context(format!("{}:\n{pods}\n{events}\n{logs}\n", self.name))
+    }
+
+    /// The error with the first that the sidecars here said of anything that did not go well, and with what the cluster says of nodes and endpoints.
+    #[must_use]
+    pub fn accounted(&self, error: anyhow::Error) -> anyhow::Error {
+        let say = |args: &[&str]| self.kubectl(args).unwrap_or_else(|error| format!("{error:#}"));
+        let logs = say(&[
+            "logs",
+            "--all-pods=true",
+            "--selector=app",
+            "--container=countersign-proxy",
+            "--prefix",
+            "--tail=-1",
+        ]);
+        let lines: Vec<_> = logs.lines().filter(|line| !line.contains(r#""result":"ok""#)).take(ACCOUNTS).collect();
+        let (nodes, slices) = (say(&["get", "nodes"]), say(&["get", "endpointslices", "-o", "yaml"]));
+        error.context(format!("{}:\n{}\n{nodes}\n{slices}\n", self.name, lines.join("\n")))
     }
 
     /// Runs a command in a pod (`pod/NAME`, `deployment/NAME`), in its container `app`.
@@ -233,7 +252,9 @@ impl Load<'_> {
     /// One failed, more were asked twice, or fewer were made than half of what was asked for.
     pub fn nothing_failed_but_retried(&self, most: u64) -> Result<Value> {
         let report = self.report()?;
-        anyhow::ensure!(report["failed"] == 0, "requests failed: {report}");
+        if report["failed"] != 0 {
+            return Err(self.namespace.accounted(anyhow::anyhow!("requests failed: {report}")));
+        }
         anyhow::ensure!(report["retried"].as_u64() <= Some(most), "more than {most} were asked twice: {report}");
         anyhow::ensure!(
             report["good"].as_u64() > Some(self.seconds * 10),
