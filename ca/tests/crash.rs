@@ -9,8 +9,10 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use countersign_admin::ask;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -71,6 +73,11 @@ impl Place {
 
     /// Starts it, and kills it once it is ready. `injected`: strace's words for what happens, and the files of which calls count.
     fn run(&self, args: &[&str], injected: Option<(&str, &[&str])>) -> Ended {
+        self.run_and(args, injected, || true)
+    }
+
+    /// The same; before it is killed, `then` asks something of it. False: it died meanwhile.
+    fn run_and(&self, args: &[&str], injected: Option<(&str, &[&str])>, then: impl Fn() -> bool) -> Ended {
         let ca = env!("CARGO_BIN_EXE_countersign-ca");
         let mut command = match injected {
             None => Command::new(ca),
@@ -94,17 +101,18 @@ impl Place {
         command.args(["--token-issuer", "https://issuer", "--trust-domain", "mesh.test"]);
         command.args(["--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0", "--audit-reserve", "64Ki"]);
         command.args(["--leaf-ttl", "10s", "--max-leaf-ttl", "10s"]).args(args);
-        self.end(command.spawn().unwrap())
+        self.end(command.spawn().unwrap(), then)
     }
 
-    fn end(&self, mut child: Child) -> Ended {
+    fn end(&self, mut child: Child, then: impl Fn() -> bool) -> Ended {
         let mut said = String::new();
-        let mut ready = false;
+        let (mut ready, mut done) = (false, false);
         for line in BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap) {
             if line.contains(r#""message":"ready""#) {
                 ready = true;
                 let file = std::fs::read(self.path("ready.json")).unwrap();
                 let pid = serde_json::from_slice::<Value>(&file).unwrap()["pid"].as_i64().unwrap();
+                done = then();
                 let _ = kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL);
             }
             said.push_str(&line);
@@ -112,11 +120,71 @@ impl Place {
         }
         let status = child.wait().unwrap();
         match (ready, status.code()) {
-            (true, _) => Ended::Ready,
+            (true, _) if done => Ended::Ready,
             // strace ends as its tracee did.
-            (false, None) => Ended::Killed,
+            (true, _) | (false, None) => Ended::Killed,
             (false, Some(code)) => Ended::Gave(code, said),
         }
+    }
+
+    /// Where a rotation of the root is; `None`: it does not answer.
+    fn stage(&self) -> Option<String> {
+        let status: Value = serde_json::from_str(&self.ask("GET", "/rotation")?).unwrap();
+        Some(status["rotation"]["stage"].as_str().unwrap_or("none").to_owned())
+    }
+
+    /// Takes the steps of a rotation from where it is to its end, whoever is missing. False: it died meanwhile.
+    fn rotate(&self) -> bool {
+        loop {
+            let step = match self.stage().as_deref() {
+                None => return false,
+                Some("none") => "prepare",
+                Some("prepared" | "distributed") => "activate/forced",
+                Some("active") => "retire/forced",
+                Some("retired") => return true,
+                Some(other) => panic!("a rotation that is {other}"),
+            };
+            if self.ask("POST", &format!("/rotation/{step}")).is_none() {
+                return false;
+            }
+        }
+    }
+
+    fn ask(&self, method: &str, path: &str) -> Option<String> {
+        let asked = ask(&self.state("admin.sock"), method, path, Duration::from_secs(20), 1 << 20).ok()?;
+        assert!(asked.body.is_none() || asked.head.starts_with("HTTP/1.1 200"), "{path}: {asked:?}");
+        asked.body
+    }
+
+    /// The roots of the public bundle.
+    fn roots(&self) -> Vec<String> {
+        let text = String::from_utf8(self.bundle().unwrap()).unwrap();
+        let blocks = text.split("-----END CERTIFICATE-----").map(|block| block.trim().to_owned());
+        blocks.filter(|block| !block.is_empty()).collect()
+    }
+
+    /// The next start finds a rotation where anybody saw it, or one step on, and takes it to its end.
+    fn goes_on(&self, old: &str, what: &str) {
+        let seen = self.roots();
+        let ended = self.run_and(&[], None, || {
+            let now = self.roots();
+            let stage = self.stage().unwrap();
+            let wanted = match stage.as_str() {
+                "none" => now == [old],
+                "prepared" | "distributed" | "active" => now.len() == 2 && now.iter().any(|root| root == old),
+                _ => now.len() == 1 && now[0] != old,
+            };
+            assert!(wanted, "{what}: {stage}, and the bundle has {} roots", now.len());
+            assert!(now.len() != 1 || now[0] != old || seen == now, "{what}: a root that was published is gone");
+            let new = |roots: &[String]| roots.iter().find(|root| *root != old).cloned();
+            assert!(new(&seen).is_none_or(|root| now.contains(&root)), "{what}: another new root than was published");
+            assert!(seen.len() == 2 || seen[0] == old || now == seen, "{what}: the old root is back");
+            self.rotate()
+        });
+        assert_eq!(ended, Ended::Ready, "{what}: the next start");
+        let end = self.roots();
+        assert!(end.len() == 1 && end[0] != old, "{what}: at its end the bundle has {} roots", end.len());
+        check_chain(&std::fs::read_to_string(self.state("audit.jsonl")).unwrap(), what);
     }
 
     fn bundle(&self) -> Option<Vec<u8>> {
@@ -150,7 +218,8 @@ fn check_chain(text: &str, what: &str) {
         }
         let hash = digest(&SHA256, line.as_bytes());
         before = Some((n, hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()));
-        if let Some(serial) = record["serial"].as_str() {
+        // The record of a step names a root that was made in another.
+        if let Some(serial) = record["serial"].as_str().filter(|_| record["event"] != "rotation") {
             assert!(serials.insert(serial.to_owned()), "{what}: serial twice: {line}");
         }
     }
@@ -195,8 +264,14 @@ fn at_each(begin: impl Fn() -> Place, how: &str, hit: impl Fn(&Ended, &str)) -> 
 /// Which calls a start makes to these files, and how many of each: by the thread that makes most, since strace counts each kind of
 /// call for each thread.
 fn calls(place: &Place, files: &[&str]) -> BTreeMap<String, usize> {
+    calls_of(place, files, || true)
+}
+
+/// The same, of a start after which something is asked of it.
+fn calls_of(place: &Place, files: &[&str], then: impl Fn() -> bool) -> BTreeMap<String, usize> {
     let trace = place.path("trace");
-    assert_eq!(place.run(&["--issuer-ttl", "30d"], Some((&format!("trace={}", trace.display()), files))), Ended::Ready);
+    let what = format!("trace={}", trace.display());
+    assert_eq!(place.run_and(&["--issuer-ttl", "30d"], Some((&what, files)), then), Ended::Ready);
     let text = std::fs::read_to_string(trace).unwrap();
     let mut threads: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for line in text.lines() {
@@ -233,6 +308,36 @@ fn killed_at_every_call_while_the_issuer_is_renewed_the_next_start_is_whole() {
         let hits = at_each(begin, "signal=KILL", |ended, what| assert_eq!(*ended, Ended::Killed, "{what}"));
         assert!(hits >= 20, "only {hits}");
     }
+}
+
+#[test]
+fn killed_at_every_call_while_the_root_is_replaced_the_next_goes_on_with_it() {
+    if !strace() {
+        return;
+    }
+    let begin = || {
+        let place = Place::new();
+        assert_eq!(place.run(&[], None), Ended::Ready);
+        place
+    };
+    let mut hits = 0;
+    for (family, files) in FAMILIES {
+        let before = calls(&begin(), files);
+        let place = begin();
+        for (call, all) in calls_of(&place, files, || place.rotate()) {
+            for n in before.get(&call).copied().unwrap_or_default() + 1..=all {
+                let what = format!("killed at {call} {n} of {all} of {family}");
+                let place = begin();
+                let old = place.roots().remove(0);
+                let inject = format!("inject={call}:signal=KILL:when={n}");
+                // Which of its threads makes a call is not always the same: not each is hit.
+                hits += usize::from(place.run_and(&[], Some((&inject, files)), || place.rotate()) == Ended::Killed);
+                place.goes_on(&old, &what);
+            }
+        }
+    }
+    assert!(hits >= 20, "only {hits}");
+    println!("killed {hits} times");
 }
 
 #[test]
