@@ -45,7 +45,7 @@ impl Awaited {
 
 impl Proof {
     /// Proves the outbound redirect again and again, for each of the pod's addresses, until draining starts. `places` are those of
-    /// the outbound listener: while all are taken it sheds what comes, ours too, and nothing can be told.
+    /// the outbound listener: while all are taken it sheds what comes, ours too, so that nothing can be told and nothing is tried.
     pub async fn keep_proving(
         self,
         addresses: Vec<IpAddr>,
@@ -56,6 +56,11 @@ impl Proof {
         let mut failures = 0;
         let proving = async {
             loop {
+                if places.available_permits() == 0 {
+                    // It would be shed, and counted as if a connection of the app had been.
+                    sleep(AGAIN).await;
+                    continue;
+                }
                 let outcome = self.prove(&addresses, mark).await;
                 let unable = outcome.is_err() && places.available_permits() == 0;
                 match outcome {

@@ -82,13 +82,19 @@ async fn a_redirect_is_proven_then_lost_then_found_again_and_each_is_said_once()
     let redirect = tokio::spawn(redirected(proof.clone(), ip));
     until(&proof, Standing::Proven).await;
 
-    // A listener that sheds everything, ours too, tells nothing.
+    // A listener that sheds everything, ours too, tells nothing: it is not even asked.
     let all = Arc::clone(&places).acquire_many_owned(u32::try_from(PLACES).unwrap()).await.unwrap();
     redirect.abort();
+    let _ = redirect.await;
+    let shedding = TcpListener::bind((ip, countersign_api::ports::SELF_PROOF)).await.unwrap();
     let mut outbound = proof.outbound();
     outbound.mark_unchanged();
-    assert!(tokio::time::timeout(Duration::from_secs(3), outbound.changed()).await.is_err());
-    drop(all);
+    tokio::select! {
+        _ = outbound.changed() => panic!("it turned"),
+        _ = shedding.accept() => panic!("it dialled a listener that is full"),
+        () = sleep(Duration::from_secs(3)) => {}
+    }
+    drop((all, shedding));
     until(&proof, Standing::Lost).await;
     drain.signal();
     proving.await.unwrap();

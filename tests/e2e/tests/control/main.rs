@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod bounds;
 mod controller;
 mod credentials;
 mod domains;
@@ -76,6 +77,7 @@ const TESTS: &[(&str, Test)] = &[
     ("an_endpoint_that_is_gone_gives_way_to_another", endpoints::gone),
     ("with_no_ready_endpoint_the_refusal_says_so", endpoints::none_ready),
     ("an_endpoint_that_is_somebody_else_gets_not_a_byte", endpoints::somebody_else),
+    ("connections_beyond_the_bound_are_shed_and_not_queued", bounds::connections),
     ("installing_the_redirect_twice_is_installing_it_once", intercept::twice),
     ("a_lost_redirect_rule_is_named_and_mended_under_traffic", intercept::lost_rule),
     ("a_removed_redirect_leaves_nothing", intercept::removed),

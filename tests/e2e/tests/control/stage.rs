@@ -14,6 +14,7 @@ use countersign_kit::{Inside, Namespace, Net, wait_for, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::openmetrics;
 use crate::talk::{Echo, Talk};
 
 /// The server's port.
@@ -135,6 +136,13 @@ pub fn controller_until(mesh: &Mesh, wanted: impl Fn(&Value) -> bool) -> Result<
         let status = mesh.controller_status().map_err(|e| format!("{e:#}"))?;
         if wanted(&status) { Ok(status) } else { Err(status.to_string()) }
     })
+}
+
+/// The sum of a sidecar's samples of this name that carry this label.
+pub fn metric(stage: &Stage, pod: &MeshPod, name: &str, label: (&str, &str)) -> Result<f64> {
+    let answer = http(stage.mesh.system(), pod.v4().into(), ports::PROXY_HEALTH, "GET", "/metrics")?;
+    let metrics = openmetrics::parse(&answer.body)?;
+    Ok(metrics.samples(name).filter(|s| s.labels.get(label.0).is_some_and(|v| v == label.1)).map(|s| s.value).sum())
 }
 
 /// Sends a signal to a pod's sidecar.

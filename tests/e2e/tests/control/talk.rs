@@ -13,7 +13,7 @@ use anyhow::{Error, Result, anyhow, bail, ensure};
 use countersign_kit::mesh::MeshPod;
 use countersign_kit::{Namespace, Pod, Task};
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -168,6 +168,11 @@ impl Talk {
             0 => Ok(()),
             n => Err(io::Error::other(format!("{n} bytes after the end"))),
         }
+    }
+
+    /// Ends by a reset.
+    pub fn abort(self) -> io::Result<()> {
+        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))
     }
 
     /// Whether it is still open after `span`; comes back at once when it ends.
