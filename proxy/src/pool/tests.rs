@@ -1,6 +1,8 @@
 use super::*;
 use crate::testing::{TestCa, links_between, tcp_pair};
 use crate::wire::frame::Took;
+use countersign_credentials::Credentials;
+use countersign_identity::BundleSet;
 use countersign_kit::TestClock;
 use std::task::Poll;
 
@@ -82,6 +84,22 @@ async fn another_identity_address_or_leaf_never_gets_it() {
         assert!(case.pool.take(&key, Instant::now()).is_none());
     }
     assert!(case.pool.take(&case.key, Instant::now()).is_some());
+}
+
+/// What the bundle vouched for when the link was made it may vouch for no more.
+#[tokio::test]
+async fn a_new_bundle_alone_keeps_it_from_being_used_and_empties_the_pool() {
+    let ca = TestCa::new("cluster.local");
+    let before = ca.credentials("frontend", Duration::from_secs(3600));
+    let bundles = BundleSet::new(vec![ca.bundle(before.generation() + 1)]).unwrap();
+    let after = Credentials::new(Arc::clone(before.svid()), bundles, before.clock().clone()).unwrap();
+    let mut case = Case::new(Duration::from_secs(3600));
+    let [old, new] = [&before, &after].map(|of| Key { credentials: Generation::of(of), ..case.key.clone() });
+    case.put(old.clone()).await;
+    assert!(case.pool.take(&new, Instant::now()).is_none());
+    assert_eq!(case.pool.len(), 1, "it is there, for the old key alone");
+    case.pool.sweep(Some(new.credentials), Instant::now());
+    assert!(case.pool.is_empty());
 }
 
 #[tokio::test]

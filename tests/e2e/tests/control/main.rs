@@ -70,6 +70,7 @@ const TESTS: &[(&str, Test)] = &[
     ("the_drain_deadline_cuts_and_exits_3", ending::deadline),
     ("a_second_signal_cuts_at_once", ending::second_signal),
     ("a_second_connection_uses_the_first_ones_link", pool::reused),
+    ("a_link_that_was_denied_or_reset_or_led_nowhere_is_never_used_again", pool::never_again),
     ("a_server_side_killed_between_two_uses_costs_no_connection", pool::killed),
     ("a_server_side_drained_just_before_a_use_costs_no_connection", pool::drained),
     ("a_link_closed_just_as_it_is_used_again_costs_no_connection", pool::crossed),

@@ -1,16 +1,19 @@
 //! Links that wait for another use, and what may happen to them meanwhile.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
-use countersign_api::ports;
 use countersign_kit::mesh::MeshPodSpec;
 use countersign_kit::{Inside, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use socket2::SockRef;
 
 use crate::endpoints::SERVICE;
-use crate::openmetrics;
-use crate::stage::{CLIENT_ID, PORT, SERVER_ID, SOON, Stage, at, http, listeners_closed, signal};
-use crate::talk::{Echo, Talk, account, exchange};
+use crate::stage::{CLIENT_ID, PORT, SERVER_ID, SOON, Stage, at, listeners_closed, metric, signal};
+use crate::talk::{Echo, End, Talk, account, exchange, refused};
 
 pub fn reused(inside: &Inside) -> Result<()> {
     let stage = Stage::new(inside)?;
@@ -33,6 +36,66 @@ pub fn reused(inside: &Inside) -> Result<()> {
     another.finish()?;
     let kept = [account(&stage.client, one_local)?, account(&stage.client, another_local)?];
     ensure!(kept[0]["reused"] == true && kept[1]["reused"] == false, "{kept:?}");
+    Ok(())
+}
+
+const RUDE: &str = "go away\n";
+
+/// Denied, nobody there, reset by the server, reset by the client: twice each, and the pool never has anything to give.
+pub fn never_again(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    let stranger = stage.pod("other", 32)?;
+    let nobody = at(&stage.server, PORT + 1);
+    let rude = at(&stage.server, PORT + 2);
+    let listener = stage.server.inside(|| TcpListener::bind(("::", rude.port())))?;
+    // Says a word, then resets; as often as it is asked here.
+    std::thread::spawn(move || -> std::io::Result<()> {
+        for stream in listener.incoming().take(2) {
+            let mut stream = stream?;
+            stream.write_all(RUDE.as_bytes())?;
+            // Read: else the word could be lost to the reset.
+            stream.read_exact(&mut [0; RUDE.len()])?;
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        }
+        Ok(())
+    });
+    let denied = || refused(&stranger, stage.address());
+    let unreachable = || refused(&stage.client, nobody);
+    let reset_there = || {
+        let mut talk = Talk::dial(&stage.client, rude)?;
+        talk.hear(RUDE)?;
+        talk.tell(RUDE)?;
+        ensure!(talk.end(SOON)? == End::Reset);
+        account(&stage.client, talk.local)
+    };
+    let reset_here = || {
+        let talk = Talk::open(&stage.client, stage.address())?;
+        let local = talk.local;
+        talk.abort()?;
+        account(&stage.client, local)
+    };
+    let ends: [(&str, &dyn Fn() -> Result<Value>); 4] = [
+        ("denied_by_peer", &denied),
+        ("app_unreachable", &unreachable),
+        ("peer_reset", &reset_there),
+        ("app_reset", &reset_here),
+    ];
+    for (result, end) in ends {
+        for round in 0..2 {
+            let line = end().with_context(|| format!("{result}, round {round}"))?;
+            ensure!(line["result"] == result && line["reused"] == false, "{line}");
+            // Up to a handshake, and a word of the other side: there was something to keep.
+            ensure!(line["destination_id"] == SERVER_ID, "{line}");
+        }
+    }
+    for pod in [&stranger, &stage.client] {
+        let taken = metric(&stage, pod, "countersign_pool_takes_total", ("result", "reused"))?;
+        ensure!(taken == 0.0, "{taken} taken from the pool");
+    }
+    // What ended well before it is used again all the same.
+    exchange(&stage.client, stage.address())?;
+    let line = account(&stage.client, exchange(&stage.client, stage.address())?)?;
+    ensure!(line["reused"] == true, "{line}");
     Ok(())
 }
 
@@ -82,15 +145,7 @@ pub fn crossed(inside: &Inside) -> Result<()> {
     // With one connection open to the second, the next is drawn to the first, to which a link is kept.
     let _held = Talk::open(&stage.client, at(&second, PORT))?;
     exchange(&stage.client, SERVICE)?;
-    let reused = || -> Result<f64> {
-        let metrics = http(stage.mesh.system(), stage.client.v4().into(), ports::PROXY_HEALTH, "GET", "/metrics")?;
-        let metrics = openmetrics::parse(&metrics.body)?;
-        Ok(metrics
-            .samples("countersign_pool_takes_total")
-            .filter(|s| s.labels["result"] == "reused")
-            .map(|s| s.value)
-            .sum())
-    };
+    let reused = || metric(&stage, &stage.client, "countersign_pool_takes_total", ("result", "reused"));
     ensure!(stage.echo.greeted() == 1 && reused()? == 0.0);
 
     stage.client.nft(&format!(
