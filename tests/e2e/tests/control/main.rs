@@ -79,6 +79,7 @@ const TESTS: &[(&str, Test)] = &[
     ("with_no_ready_endpoint_the_refusal_says_so", endpoints::none_ready),
     ("an_endpoint_that_is_somebody_else_gets_not_a_byte", endpoints::somebody_else),
     ("connections_beyond_the_bound_are_shed_and_not_queued", bounds::connections),
+    ("a_receiver_that_does_not_read_stalls_the_sender_and_costs_the_sidecars_no_memory", bounds::unread),
     ("installing_the_redirect_twice_is_installing_it_once", intercept::twice),
     ("a_lost_redirect_rule_is_named_and_mended_under_traffic", intercept::lost_rule),
     ("a_removed_redirect_leaves_nothing", intercept::removed),
