@@ -63,6 +63,69 @@ fn without_nginx_nothing_is_shown_and_the_line_to_type_is_named() {
     assert!(shown.reason(0).contains("apt-get install -y --no-install-recommends nginx"), "{shown:?}");
 }
 
+/// The second backend is moved out of the service.
+#[test]
+fn an_endpoint_that_never_answers_makes_the_first_claim_false() {
+    let _alone = alone();
+    let folder = Folder::of_binaries("moved");
+    folder.replace(
+        "countersign-controller",
+        "for word in \"$@\"; do case $word in dir:*) dir=${word#dir:};; esac; done\n\
+         (until [ -e \"$dir/pod-backend-2.yaml\" ]; do sleep 0.02; done\n\
+         sed 's/app: backend/app: elsewhere/' \"$dir/pod-backend-2.yaml\" > \"$dir/.moved\" && mv \"$dir/.moved\" \"$dir/pod-backend-2.yaml\") 2>&- &\n\
+         exec REAL \"$@\"",
+    );
+    is_false(&folder, "1", "not every endpoint of the service answered");
+}
+
+/// Beside what the claim asks for something else asks in plaintext, past the redirect, on the link that is captured. It is refused there: what makes
+/// the claim false is that it was on the link.
+#[test]
+fn plaintext_between_the_pods_makes_the_first_claim_false() {
+    let _alone = alone();
+    let folder = Folder::of_binaries("plaintext");
+    folder.replace(
+        "countersign-proxy",
+        "[ \"$1\" = intercept ] && exec REAL \"$@\" --skip-outbound-ports 2525\n\
+         if [ \"$POD_NAME\" = frontend ]; then (while kill -0 $$; do curl -s -m 1 http://10.77.0.21:2525/; sleep 0.02; done) >&- 2>&- & fi\n\
+         exec REAL \"$@\"",
+    );
+    is_false(&folder, "1", "to 10.77.0.21:2525: ");
+}
+
+/// The first packet of each connection to the server that speaks first is lost on its way into the sidecar: the kernel sends another a second later.
+#[test]
+fn a_mesh_that_keeps_a_greeting_waiting_makes_the_second_claim_false() {
+    if countersign_kit::programs::find("nft").is_none() {
+        return println!("NOT RUN: no nft");
+    }
+    let _alone = alone();
+    let folder = Folder::of_binaries("waits");
+    folder.replace(
+        "countersign-proxy",
+        "[ \"$1\" = intercept ] || exec REAL \"$@\"\nREAL \"$@\" && exec nft -f - <<'.'\n\
+         table inet late {\n set met { type ipv4_addr . inet_service; flags dynamic; size 4096; }\n \
+         chain c {\n type filter hook input priority 0\n meta l4proto tcp ct original proto-dst 25 tcp flags & (syn | ack) == syn \
+         ip saddr . tcp sport != @met add @met { ip saddr . tcp sport } drop\n }\n}\n.",
+    );
+    is_false(&folder, "2", "above the direct one: a stall");
+}
+
+/// Once it is ready the frontend's sidecar stands still for most of the time: all requests are answered, and late.
+#[test]
+fn a_sidecar_that_adds_more_than_it_may_makes_the_fourth_claim_false() {
+    let _alone = alone();
+    let folder = Folder::of_binaries("late");
+    folder.replace(
+        "countersign-proxy",
+        "for word in \"$@\"; do [ \"$last\" = --ready-file ] && ready=$word; last=$word; done\n\
+         if [ \"$POD_NAME\" = frontend ]; then (until [ -e \"$ready\" ]; do sleep 0.05; done\n\
+         while kill -STOP $$; do sleep 0.2; kill -CONT $$ || exit; sleep 0.1; done) >&- 2>&- & fi\n\
+         exec REAL \"$@\"",
+    );
+    is_false(&folder, "4", "the mesh adds");
+}
+
 /// A controller that adds a rule of its own: the mesh runs, and does not keep what it promised.
 #[test]
 fn an_intruder_that_is_let_in_makes_the_third_claim_false_and_the_exit_code_is_1() {
