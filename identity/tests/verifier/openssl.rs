@@ -76,23 +76,28 @@ fn listed(list: &[(&str, &[&str])], name: &str) -> bool {
 }
 
 /// A directory of its own, gone when dropped.
-struct Dir(PathBuf);
+pub struct Dir(PathBuf);
 
 impl Dir {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let name = format!("countersign-{name}-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         std::fs::write(self.0.join(name), text).unwrap();
     }
 
+    pub fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new("openssl");
+        command.args(arguments.split_whitespace()).current_dir(&self.0);
+        command
+    }
+
     fn openssl(&self, arguments: &str) -> std::process::Output {
-        let run = Command::new("openssl").args(arguments.split_whitespace()).current_dir(&self.0).output();
-        run.unwrap()
+        self.command(arguments).output().unwrap()
     }
 
     #[track_caller]
@@ -114,7 +119,7 @@ impl Drop for Dir {
 }
 
 /// Whether the program is there. Where it must be (`CI=true`), its absence is a failure.
-fn have_openssl() -> bool {
+pub fn have_openssl() -> bool {
     let found = Command::new("openssl").arg("version").output();
     if found.is_ok_and(|output| output.status.success()) {
         return true;
@@ -126,18 +131,18 @@ fn have_openssl() -> bool {
     false
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+pub fn pem(label: &str, der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
-fn pems(certificates: &[CertificateDer<'_>]) -> String {
+pub fn pems(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(|der| pem("CERTIFICATE", der)).collect()
 }
 
 /// openssl's word on a chain, with the roots that we would pick.
-fn judge(dir: &Dir, case: &Case) -> Result<(), String> {
+pub fn judge(dir: &Dir, case: &Case) -> Result<(), String> {
     let Some((leaf, above)) = case.chain.split_first() else {
         return Err("no certificate".to_owned());
     };

@@ -13,6 +13,8 @@ use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use spiffe::X509Source;
+use spiffe_rustls::Authorizer;
+use spiffe_rustls::authorizer::{any, exact};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,19 +84,31 @@ impl rustls::time_provider::TimeProvider for Clock {
 }
 
 /// What is shown: the chain and its key, whatever they are.
-fn shown(case: &Case) -> Arc<CertifiedKey> {
+pub fn shown(case: &Case) -> Arc<CertifiedKey> {
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(case.key.clone()));
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
     Arc::new(CertifiedKey::new(case.chain.clone(), key))
 }
 
-async fn judge(case: &Case) -> Result<(), String> {
+/// Its word on a chain, a key and a bundle.
+pub fn verdict(case: &Case) -> Result<(), String> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(judge(case, any()))
+}
+
+/// The same, where nobody but `expected` is to be let in.
+pub fn verdict_expecting(case: &Case, expected: &str) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(judge(case, exact([expected]).unwrap()))
+}
+
+async fn judge(case: &Case, who: impl Authorizer) -> Result<(), String> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let source = source(case).await?;
     let now = case.now;
     let verdict = match case.purpose {
         Purpose::Client => {
             let judge = spiffe_rustls::mtls_server(source.clone())
+                .authorize(who)
                 .with_config_customizer(move |config| config.time_provider = Arc::new(Clock(now)))
                 .build();
             let judge = judge.map_err(|error| error.to_string())?;
@@ -106,6 +120,7 @@ async fn judge(case: &Case) -> Result<(), String> {
         }
         Purpose::Server => {
             let judge = spiffe_rustls::mtls_client(source.clone())
+                .authorize(who)
                 .with_config_customizer(move |config| config.time_provider = Arc::new(Clock(now)))
                 .build();
             let judge = judge.map_err(|error| error.to_string())?;
@@ -149,7 +164,7 @@ fn handshake(client: ClientConfig, server: ServerConfig) -> Result<(), String> {
 
 /// Our side of the judging: who the judge is does not matter.
 #[derive(Debug)]
-struct Anybody;
+pub struct Anybody;
 
 impl ServerCertVerifier for Anybody {
     fn verify_server_cert(
@@ -192,7 +207,7 @@ fn spiffe_rustls_agrees_and_where_it_is_laxer_the_reason_is_known() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut surprises = Vec::new();
     for entry in CORPUS {
-        let theirs = runtime.block_on(judge(&(entry.make)()));
+        let theirs = runtime.block_on(judge(&(entry.make)(), any()));
         let laxer = LAXER.iter().any(|(_, names)| names.contains(&entry.name));
         if theirs.is_ok() != (entry.ours.is_empty() || laxer) {
             surprises.push(format!("{}: ours {:?}, spiffe-rustls {theirs:?}", entry.name, entry.ours));
