@@ -354,6 +354,12 @@ async fn data_before_status_is_a_protocol_error() {
 }
 
 #[tokio::test]
+async fn a_fin_before_status_is_a_protocol_error_and_no_end() {
+    let (end, _) = client_against(&[&frame::FIN], b"").await;
+    let End::PeerGone(Some(LinkError::Frames(ProtocolError::OutOfTurn("FIN")))) = end else { panic!("{end:?}") };
+}
+
+#[tokio::test]
 async fn a_second_open_before_fin_is_a_protocol_error() {
     let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
     let (_server, server_app) = tcp_pair().await;
@@ -422,6 +428,22 @@ async fn a_kept_link_with_anything_pending_is_not_used_again() {
     assert!(!client_link.is_quiet(), "the peer ended TLS");
     drop(client_link);
     closing.await.unwrap();
+}
+
+/// A peer may change its keys whenever it likes, and ask for ours: that is no frame.
+#[tokio::test]
+async fn new_keys_alone_leave_a_kept_link_good_and_the_next_connection_goes_over_them() {
+    let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
+    quiet(&mut client_link).await;
+    server_link.refresh_keys().unwrap();
+    std::future::poll_fn(|cx| server_link.poll_flush(cx)).await.unwrap();
+    client_link.socket().readable().await.unwrap();
+    assert!(client_link.is_quiet());
+    let mut p = pair_over(client_link, server_link).await;
+    p.client.write_all(b"there").await.unwrap();
+    says(&mut p.server, b"there").await;
+    p.server.write_all(b"and back").await.unwrap();
+    says(&mut p.client, b"and back").await;
 }
 
 /// Takes what the handshake left, so that the link stands between two application connections.

@@ -7,6 +7,7 @@
 #[path = "../e2e/world.rs"]
 mod world;
 
+mod openssl;
 mod spoofed;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
 
 pub const TESTS: &[(&str, Test)] = &[
     ("a_good_certificate_passes_the_handshake_and_is_denied_by_rules", no_fault),
+    ("openssl_speaks_the_wire_and_changes_its_keys", openssl::speaks),
     ("no_certificate_is_refused", no_certificate),
     ("a_strangers_ca_is_refused", strangers_ca),
     ("another_trust_domain_is_refused", another_trust_domain),
