@@ -55,12 +55,13 @@ fn run(args: &Args) -> Result<Verdict> {
         Command::Uninstall(uninstall) => cluster::uninstall::run(uninstall, args.output),
         Command::Ca(command) => ca::run(command, args.output),
         Command::Policy(policy) => policy::run(policy, args.output),
-        Command::Completion { shell } => completion(*shell),
+        Command::Completion { shell } => completion(*shell, args.output),
         Command::Version => version(args.output),
     }
 }
 
-fn completion(shell: clap_complete::Shell) -> Result<Verdict> {
+fn completion(shell: clap_complete::Shell, format: Format) -> Result<Verdict> {
+    format.is_of_no_use("a completion script is what the shell reads")?;
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "countersign", &mut script);
     output::emit(&String::from_utf8_lossy(&script))?;

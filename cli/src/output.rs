@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 /// How results are printed.
@@ -17,6 +17,19 @@ pub enum Format {
     Table,
     /// For programs.
     Json,
+}
+
+impl Format {
+    /// For a command that has nothing to tell in another form.
+    ///
+    /// # Errors
+    /// With the reason, if JSON was asked for.
+    pub fn is_of_no_use(self, because: &str) -> Result<()> {
+        match self {
+            Self::Table => Ok(()),
+            Self::Json => bail!("-o json means nothing here: {because}"),
+        }
+    }
 }
 
 /// What a command found; becomes the exit code.

@@ -211,6 +211,19 @@ fn every_shell_has_its_completion() {
     }
 }
 
+/// Rather than to print what no program can read as JSON.
+#[test]
+fn json_is_refused_where_there_is_nothing_to_tell_in_it() {
+    for args in [&["completion", "bash", "-o", "json"][..], &["demo", "exec", "-o", "json", "frontend", "true"]] {
+        let refused = countersign(args, "");
+        assert_eq!((code(&refused), text(&refused)), (2, String::new()), "{args:?}");
+        assert!(said(&refused).contains("-o json means nothing here"), "{}", said(&refused));
+    }
+    // Behind the pod it is the command's own.
+    let own = countersign(&["demo", "exec", "frontend", "true", "-o", "json"], "");
+    assert!(!said(&own).contains("-o json"), "{}", said(&own));
+}
+
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_countersign"))

@@ -28,6 +28,7 @@ const PROGRAMS: &[&str] = &["curl", "nginx", "ip", "nsenter", "unshare", "setpri
 /// Runs it.
 pub fn run(args: &DemoArgs, format: Format) -> Result<Verdict> {
     if let Some(DemoCommand::Exec { pod, command }) = &args.command {
+        format.is_of_no_use("what is printed is the command's own (its own options stand behind POD)")?;
         match exec::run(pod, command)? {}
     }
     if let Some(why) = lacking() {
