@@ -44,11 +44,22 @@ impl Place {
     }
 
     fn command(&self) -> Command {
+        let mut command = self.without_key();
+        command.arg("--state-key-file").arg(self.dir.path().join("key"));
+        command
+    }
+
+    fn without_key(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_countersign-ca"));
         let path = |name: &str| self.dir.path().join(name);
         command.env_clear().stdout(Stdio::null()).stderr(Stdio::piped());
-        command.arg("--state-dir").arg(path("state")).arg("--state-key-file").arg(path("key"));
-        command.arg("--jwks-file").arg(path("jwks")).arg("--ready-file").arg(path("ready.json"));
+        command
+            .arg("--state-dir")
+            .arg(path("state"))
+            .arg("--jwks-file")
+            .arg(path("jwks"))
+            .arg("--ready-file")
+            .arg(path("ready.json"));
         command.args(["--token-issuer", "https://issuer", "--trust-domain", "mesh.test"]);
         command.args(["--listen", "127.0.0.1:0", "--health-listen", "127.0.0.1:0"]);
         command
@@ -195,6 +206,38 @@ fn a_wrong_key_ends_the_start_and_touches_nothing() {
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("wrong state key"), "{}", said(&output));
     assert_eq!(files(&place.state()), before);
+}
+
+/// The same key in base64, in the one place where a secret may stand in the environment.
+#[test]
+fn a_state_key_from_the_environment_opens_what_the_same_key_from_a_file_sealed() {
+    const NAME: &str = "COUNTERSIGN_CA_STATE_KEY";
+    let place = place();
+    let mut ca = place.start();
+    ca.signal(Signal::TERM);
+    ca.exit_code();
+    let bundle = std::fs::read(place.state().join("bundle.pem")).unwrap();
+    let before = files(&place.state());
+    let (same, other) = ("BwcH".repeat(10) + "Bwc=", "CAgI".repeat(10) + "CAg=");
+    for (mut command, key, why) in [
+        (place.without_key(), "", "must hold 32 bytes"),
+        (place.without_key(), &same[1..], "must hold 32 bytes"),
+        (place.without_key(), &other, "wrong state key"),
+        (place.command(), &same, "given twice"),
+    ] {
+        let output = command.env(NAME, key).output().unwrap();
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(why) && (key.is_empty() || !said.contains(key)), "{why}: {said}");
+        assert_eq!(files(&place.state()), before, "{why}");
+    }
+    let mut child = place.without_key().env(NAME, same).spawn().unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let mut ca = Ca { child, log };
+    ca.wait_for("ready");
+    assert_eq!(std::fs::read(place.state().join("bundle.pem")).unwrap(), bundle);
+    ca.signal(Signal::TERM);
+    assert_eq!(ca.exit_code(), Some(0));
 }
 
 #[test]
