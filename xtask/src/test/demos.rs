@@ -1,4 +1,4 @@
-//! The demo as a test: as who we are and, as root, as an ordinary user too.
+//! The demo as a test: as who we are and, as root, as an ordinary user too. Whoever is not root is told what they cannot run.
 //!
 //! Called by `test` with the binaries that it built. What the demo could not show is a skip, with the demo's own reason.
 
@@ -23,6 +23,7 @@ impl Run {
         own.arg("demo");
         self.demo("demo", own);
         if !programs::is_root() {
+            self.report.skip_step("demo as root", "this run is an ordinary user's; as root: cargo xtask test");
             return Ok(());
         }
         let name = "demo as an ordinary user";
