@@ -133,17 +133,18 @@ fn read(output: &str) -> Ran {
             ran.tally.skipped += count(counts, "ignored");
             told = Tally::default();
         } else if let Some((name, rest)) = line.strip_prefix("test ").and_then(|line| line.rsplit_once(" ... ")) {
-            match rest.split_once(", ").unwrap_or((rest, "no reason given")) {
-                ("ok", _) => told.passed += 1,
-                ("FAILED", _) => {
+            match rest {
+                "ok" => told.passed += 1,
+                "FAILED" => {
                     told.failed += 1;
                     ran.failures.push(name.trim().to_owned());
                 }
-                ("ignored", reason) => {
-                    told.skipped += 1;
-                    ran.skips.push((name.trim().to_owned(), reason.to_owned()));
+                _ => {
+                    if let Some(reason) = ignored(rest) {
+                        told.skipped += 1;
+                        ran.skips.push((name.trim().to_owned(), reason.to_owned()));
+                    }
                 }
-                _ => {}
             }
         } else if let Some(name) = line.strip_prefix("---- ").and_then(|line| line.split_whitespace().next()) {
             test = name;
@@ -157,6 +158,16 @@ fn read(output: &str) -> Ran {
     ran.tally.passed -= skipped;
     ran.tally.skipped += skipped;
     ran
+}
+
+/// Why a test was ignored: libtest says `ignored, REASON`, libtest-mimic `ignored (REASON)`, both `ignored` where there is none.
+fn ignored(rest: &str) -> Option<&str> {
+    let reason = rest.strip_prefix("ignored")?;
+    let inner = reason.strip_prefix(" (").and_then(|reason| reason.strip_suffix(')'));
+    match inner.or_else(|| reason.strip_prefix(", ")) {
+        Some(reason) => Some(reason),
+        None => reason.is_empty().then_some("no reason given"),
+    }
 }
 
 /// The number before `word` in `ok. 5 passed; 0 failed; 1 ignored; ...`.
@@ -195,10 +206,17 @@ mod tests {
 
     #[test]
     fn what_failed_and_what_was_ignored_is_named() {
-        let ran = read("test a::b ... ok\ntest c ... FAILED\ntest d ... ignored, needs root\ntest e ... ignored\n");
-        assert_eq!(ran.tally, Tally { passed: 1, failed: 1, skipped: 2 });
+        let ran = read(
+            "test a::b ... ok\ntest c ... FAILED\ntest d ... ignored, needs root\ntest e ... ignored\n\
+             test f ... ignored (redis-cli, nginx not found; type: sudo apt-get (...))\n",
+        );
+        assert_eq!(ran.tally, Tally { passed: 1, failed: 1, skipped: 3 });
         assert_eq!(ran.failures, ["c"]);
-        assert_eq!(ran.skips, [("d".into(), "needs root".into()), ("e".into(), "no reason given".to_owned())]);
+        let why = ["needs root", "no reason given", "redis-cli, nginx not found; type: sudo apt-get (...)"];
+        assert_eq!(
+            ran.skips,
+            ["d", "e", "f"].map(String::from).into_iter().zip(why.map(String::from)).collect::<Vec<_>>()
+        );
     }
 
     #[test]
