@@ -18,7 +18,7 @@ pub mod log;
 mod routes;
 mod socket;
 
-pub use ask::{Answered, ask};
+pub use ask::{Answered, ask, tell};
 pub use log::{Log, LogError};
 pub use routes::{CONNECTIONS, Routes, serve};
 pub use socket::{AdminSocket, SocketError, bind};

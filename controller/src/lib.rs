@@ -27,6 +27,7 @@ pub mod rules;
 pub mod server;
 
 // What the controller shows of itself.
+pub mod ask;
 pub mod drift;
 pub mod inside;
 pub mod metrics;

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use countersign_admin::Log;
 use countersign_admin::log::DEFAULT_FILTER;
+use countersign_controller::ask::Ask;
 use countersign_controller::config::{Args, Config};
 use countersign_controller::run;
 use countersign_credentials::{IncomingLimits, leave_no_core, raise_open_files, system_clock};
@@ -15,6 +16,10 @@ use tokio::signal::unix::{SignalKind, signal};
 const SPARE: usize = 64;
 
 fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == "ask") {
+        return Ask::parse_from(words.into_iter().skip(1)).run();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match runtime.context("runtime").and_then(|runtime| runtime.block_on(serve())) {
         Ok(code) => code,

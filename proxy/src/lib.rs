@@ -34,6 +34,7 @@ pub mod access_log;
 pub mod metrics;
 
 pub mod admin;
+pub mod ask;
 pub mod drain;
 pub mod health;
 pub mod probes;

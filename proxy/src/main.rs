@@ -1,6 +1,6 @@
 //! `countersign-proxy`: settings, then the log, then `run`.
 //!
-//! Exit codes of `run`: 0 ended well, 1 failed, 2 bad settings, 3 ended with connections cut. `intercept` and `drain` say their own.
+//! Exit codes of `run`: 0 ended well, 1 failed, 2 bad settings, 3 ended with connections cut. `intercept`, `drain` and `ask` say their own.
 
 use std::process::ExitCode;
 
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Some(Command::Run(args)) => carry(&args),
         Some(Command::Intercept(intercept)) => intercept.run(),
         Some(Command::Drain(drain)) => drain.run(),
+        Some(Command::Ask(ask)) => ask.run(),
         Some(Command::Version) => {
             println!("countersign-proxy {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -5,6 +5,7 @@
 use clap::{Args, Parser, Subcommand};
 use countersign_api::{env, names};
 
+use crate::ask::Ask;
 use crate::drain::command::Drain;
 use crate::intercept::command::Intercept;
 
@@ -30,6 +31,8 @@ pub enum Command {
     Intercept(Intercept),
     /// Tell the running proxy that its pod is going away: not ready from now on, serving as before (a preStop hook).
     Drain(Drain),
+    /// Ask the running proxy by its admin socket, and print the answer. Exit codes: 0 answered, 2 not answered, 3 nothing there.
+    Ask(Ask),
     /// Print the version.
     Version,
 }

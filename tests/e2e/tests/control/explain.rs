@@ -15,6 +15,29 @@ fn countersign(stage: &Stage, args: &[&str]) -> Result<(Option<i32>, String)> {
     Ok((done.status.code(), done.text() + &done.errors()))
 }
 
+/// As `--kubectl` asks, in images that hold nothing else: what shows is answered, and nothing that changes is asked.
+fn asked_in_its_image(stage: &Stage, denial: &str) -> Result<()> {
+    let socket = stage.server.admin_socket().display().to_string();
+    let ask = |path: &str, socket: &str| -> Result<(Option<i32>, String)> {
+        let command = stage.server.command(binary("countersign-proxy")?);
+        let done = command.args(["ask", path, "--admin-socket", socket]).finish()?;
+        Ok((done.status.code(), done.text()))
+    };
+    let (code, said) = ask(&format!("/denials/{denial}"), &socket)?;
+    let explained: serde_json::Value = serde_json::from_str(&said).context(said)?;
+    ensure!(code == Some(0) && text(&explained, "/text")?.contains(denial), "{code:?} {explained}");
+    for (path, expected) in [("/status", 0), ("/config_dump", 0), ("/denials/0123456789abcdef", 3), ("/drain", 2)] {
+        ensure!(ask(path, &socket)?.0 == Some(expected), "{path}");
+    }
+    ensure!(ask("/status", "/no/such.sock")?.0 == Some(2));
+    let socket = stage.mesh.folder().join("controller/admin.sock").display().to_string();
+    let command = stage.mesh.system().command(binary("countersign-controller")?);
+    let done = command.args(["ask", "/status", "--admin-socket", &socket]).finish()?;
+    let status: serde_json::Value = serde_json::from_str(&done.text()).with_context(|| done.errors())?;
+    ensure!(done.status.success() && status["ready"] == true, "{status}");
+    Ok(())
+}
+
 pub fn explained(inside: &Inside) -> Result<()> {
     let stage = Stage::new(inside)?;
     let intruder = stage.pod("intruder", 41)?;
@@ -42,6 +65,8 @@ pub fn explained(inside: &Inside) -> Result<()> {
     ensure!(said.contains(&format!("revision  {revision}")), "{revision} is not in {said}");
     ensure!(countersign(&stage, &["explain", "0123456789abcdef"])?.0 == Some(1));
     ensure!(countersign(&stage, &["explain", "nonsense"])?.0 == Some(2));
+
+    asked_in_its_image(&stage, &id)?;
 
     // The same before it happens.
     let why = |from: &str, to: &str| countersign(&stage, &["policy", "why", "--from", from, "--to", to]);
