@@ -55,6 +55,8 @@ pub struct Connections {
     pub good: u64,
     /// Failed: certificates, handshakes, peers or apps out of reach.
     pub failed: u64,
+    /// Open, and not yet proven anew under the root that vouches for the holder now.
+    pub behind: u64,
 }
 
 /// Somebody with a living leaf.
@@ -106,6 +108,11 @@ impl Holder {
         self.newest().is_some_and(|leaf| {
             leaf.asked_with >= generation || leaf.report.is_some_and(|report| report.generation >= generation)
         })
+    }
+
+    /// Open connections that would end if the root that is being replaced went now, as its newest leaf's report says.
+    pub fn behind(&self) -> u64 {
+        self.newest().and_then(|leaf| leaf.report?.connections).map_or(0, |connections| connections.behind)
     }
 
     /// Whether it is known to be done with all leaves under `root`: it came with its newest leaf, which stands on another.

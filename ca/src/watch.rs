@@ -110,8 +110,12 @@ impl Bundles {
     /// What the holder of a leaf has in force.
     pub fn reported(&self, peer: Option<&VerifiedId>, report: &HoldingReport) -> Result<(), WatchRefusal> {
         let connections = report.connections.as_ref();
-        let connections =
-            connections.map(|count| Connections { open: count.open, good: count.good, failed: count.failed });
+        let connections = connections.map(|count| Connections {
+            open: count.open,
+            good: count.good,
+            failed: count.failed,
+            behind: count.behind,
+        });
         self.note(self.member(peer)?, report.bundle_generation, connections);
         Ok(())
     }

@@ -258,7 +258,7 @@ impl Metrics {
     pub fn tally(&self) -> ConnectionCounts {
         let (inbound, outbound) = self.open_connections();
         let open = u64::try_from(inbound.saturating_add(outbound)).unwrap_or(0);
-        ConnectionCounts { open, good: self.0.good.get(), failed: self.0.failed.get() }
+        ConnectionCounts { open, good: self.0.good.get(), failed: self.0.failed.get(), behind: 0 }
     }
 
     /// How many idle connections the pool holds, for the pool to say.

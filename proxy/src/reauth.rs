@@ -8,9 +8,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use countersign_credentials::Credentials;
 use rand::Rng as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -38,6 +40,8 @@ pub struct Reauth {
     /// Those that we dialled and that carry an application now. Bounded by the bound on outbound connections.
     dialled: Mutex<Dialled>,
     at_once: Arc<Semaphore>,
+    /// How many stood on another root than the one that vouches for us, when that was last looked at.
+    behind: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -94,7 +98,15 @@ impl Reauth {
             accepted: Mutex::default(),
             dialled: Mutex::default(),
             at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            behind: AtomicU64::new(0),
         })
+    }
+
+    /// Open connections that carry an application and stand, at either end, on another root than the one that vouches for us: they would end if
+    /// that root went now. Counted each second.
+    #[must_use]
+    pub fn behind(&self) -> u64 {
+        self.behind.load(Ordering::Relaxed)
     }
 
     /// A link was accepted; `asking` is what its application connections ask of the rules.
@@ -117,27 +129,30 @@ impl Reauth {
         Registered { reauth: Arc::clone(self), place: Place::Dialled(key) }
     }
 
-    /// Those whose time has come, as many as may be under way.
-    fn due(&self, proxy: &Proxy) -> Vec<(u64, Arc<Peer>, SocketAddr, OwnedSemaphorePermit)> {
-        let Ok(credentials) = proxy.credentials() else {
-            return Vec::new();
-        };
-        let now = Instant::now();
-        let mut due = Vec::new();
-        for (key, entry) in &mut lock(&self.dialled).entries {
-            let behind = entry.peer.behind(&credentials) && now >= entry.tried + BEHIND;
+    /// Those whose time has come; who was not tried for longest comes first, so that peers which do not answer keep nobody waiting.
+    fn due(&self, credentials: &Credentials) -> Vec<u64> {
+        let (now, mut behind, mut due) = (Instant::now(), 0, Vec::new());
+        for (key, entry) in &lock(&self.dialled).entries {
+            let is_behind = entry.peer.behind(credentials);
+            behind += u64::from(is_behind);
             // Our own old leaf again would win nothing.
             let newer = credentials.expires_at() > entry.peer.not_after();
-            if entry.under_way || !(behind || newer && now >= entry.due) {
-                continue;
+            if !entry.under_way && (is_behind && now >= entry.tried + BEHIND || newer && now >= entry.due) {
+                due.push((entry.tried, *key));
             }
-            let Ok(place) = Arc::clone(&self.at_once).try_acquire_owned() else {
-                break;
-            };
-            entry.under_way = true;
-            due.push((*key, Arc::clone(&entry.peer), entry.address, place));
         }
-        due
+        behind += lock(&self.accepted).values().filter(|accepted| accepted.peer.behind(credentials)).count() as u64;
+        self.behind.store(behind, Ordering::Relaxed);
+        due.sort_unstable();
+        due.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// Who is to be proven anew, and where; `None` if it ended meanwhile.
+    fn begin(&self, key: u64) -> Option<(Arc<Peer>, SocketAddr)> {
+        let mut dialled = lock(&self.dialled);
+        let entry = dialled.entries.get_mut(&key).filter(|entry| !entry.under_way)?;
+        entry.under_way = true;
+        Some((Arc::clone(&entry.peer), entry.address))
     }
 
     /// What came of an attempt.
@@ -165,26 +180,38 @@ fn half_way(now: Instant, ends: Instant) -> Instant {
     now + ends.saturating_duration_since(now).mul_f64(rand::rng().random_range(0.4..0.5))
 }
 
-/// The dialling side: proves open connections anew in good time, until draining forces the end.
+/// The dialling side: proves open connections anew in good time, until draining forces the end. One after the other as fast as they go, a few at
+/// once: when a root is replaced it is the turn of all.
 pub async fn keep(proxy: Arc<Proxy>) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            biased;
-            () = proxy.drain.forced() => return,
-            _ = ticks.tick() => {}
+    let all = async {
+        loop {
+            ticks.tick().await;
+            let looked = Instant::now();
+            let due = proxy.credentials().map(|credentials| proxy.reauth.due(&credentials)).unwrap_or_default();
+            for key in due {
+                let place = Arc::clone(&proxy.reauth.at_once).acquire_owned().await;
+                let Some(((peer, address), place)) = proxy.reauth.begin(key).zip(place.ok()) else { continue };
+                tokio::spawn(prove(Arc::clone(&proxy), key, peer, address, place));
+                // Others may have become due that wait for longer.
+                if looked.elapsed() >= LOOK {
+                    break;
+                }
+            }
         }
-        for (key, peer, address, place) in proxy.reauth.due(&proxy) {
-            let proxy = Arc::clone(&proxy);
-            tokio::spawn(async move {
-                let _place = place;
-                let outcome = attempt(&proxy, &peer, address).await;
-                tell(&proxy, Direction::Outbound, peer.id.id().as_str(), &outcome);
-                proxy.reauth.done(key, outcome.is_ok());
-            });
-        }
+    };
+    tokio::select! {
+        biased;
+        () = proxy.drain.forced() => {}
+        () = all => {}
     }
+}
+
+async fn prove(proxy: Arc<Proxy>, key: u64, peer: Arc<Peer>, address: SocketAddr, _place: OwnedSemaphorePermit) {
+    let outcome = attempt(&proxy, &peer, address).await;
+    tell(&proxy, Direction::Outbound, peer.id.id().as_str(), &outcome);
+    proxy.reauth.done(key, outcome.is_ok());
 }
 
 async fn attempt(proxy: &Proxy, peer: &Peer, address: SocketAddr) -> Result<(), ReauthError> {

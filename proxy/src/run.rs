@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use countersign_admin::{Log, health};
+use countersign_api::ca::ConnectionCounts;
 use countersign_api::ports;
 use countersign_credentials::{CaClient, Places, Tally, Watch, raise_open_files, system_clock};
 use hyper::Request;
@@ -83,7 +84,9 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
 
     let metrics = Metrics::new();
     let (access_log, writer) = access_log(&config, &metrics)?;
-    let svid = countersign_credentials::start(ca_client(&config, &metrics), config.id.clone(), system_clock());
+    let reauth = Reauth::new();
+    let client = ca_client(&config, &metrics, &reauth);
+    let svid = countersign_credentials::start(client, config.id.clone(), system_clock());
     tokio::spawn(svid.task);
     tokio::spawn(follow_credentials(metrics.clone(), svid.credentials.clone(), svid.status.clone()));
     let (discovery, follow) = Discovery::start(discovery_settings(&config), svid.credentials.clone(), metrics.clone());
@@ -126,7 +129,7 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
         slots: Places::in_quarters(config.limits.handshake_slots),
         metrics,
         access_log,
-        reauth: Reauth::new(),
+        reauth,
         proof: proof.clone(),
         health: shown,
         drain: drain.clone(),
@@ -224,8 +227,8 @@ fn own(config: &Config) -> Own {
     Own::new(config.pod.ips.iter().copied(), [ours.inbound, ours.outbound, ours.health, ports::SELF_PROOF])
 }
 
-fn ca_client(config: &Config, metrics: &Metrics) -> CaClient {
-    let metrics = metrics.clone();
+fn ca_client(config: &Config, metrics: &Metrics, reauth: &Arc<Reauth>) -> CaClient {
+    let (metrics, reauth) = (metrics.clone(), Arc::clone(reauth));
     CaClient {
         trust_domain: config.trust_domain.clone(),
         ca_address: config.ca.address.clone(),
@@ -234,7 +237,7 @@ fn ca_client(config: &Config, metrics: &Metrics) -> CaClient {
         bootstrap: config.ca.bootstrap.clone(),
         mark: config.mark,
         ttl: config.ca.ttl,
-        tally: Tally::new(move || metrics.tally()),
+        tally: Tally::new(move || ConnectionCounts { behind: reauth.behind(), ..metrics.tally() }),
     }
 }
 

@@ -93,7 +93,7 @@ fn connections_are_counted_from_the_report_of_the_rotations_bundle() {
     let holders = Holders::new(Some(0));
     let peer = peer(&authority());
     let told = |generation, good, at| {
-        let connections = Some(Connections { open: 1, good, failed: 0 });
+        let connections = Some(Connections { open: 1, good, ..Connections::default() });
         holders.reported(&peer, Report { generation, at, connections });
         holders.living(at)[0].first_connections.map(|first| first.good)
     };

@@ -94,5 +94,5 @@ fn during(holder: &Holder) -> Option<Connections> {
     if now.good < first.good || now.failed < first.failed {
         return Some(now);
     }
-    Some(Connections { open: now.open, good: now.good - first.good, failed: now.failed - first.failed })
+    Some(Connections { good: now.good - first.good, failed: now.failed - first.failed, ..now })
 }

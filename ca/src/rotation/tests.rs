@@ -4,7 +4,7 @@ use x509_parser::prelude::FromDer as _;
 
 use super::*;
 use crate::grant::Terms;
-use crate::holders::{Holder, Leaf, Report};
+use crate::holders::{Connections, Holder, Leaf, Report};
 use crate::state::sha256;
 use crate::state::{Opened, StateKey};
 use crate::testing::{HOUR, Hand, LIVES, START, authority, domain, first_state, now, open_state, own_id, private_dir};
@@ -123,6 +123,33 @@ fn retire_waits_for_whoever_stands_on_the_root_that_goes() {
     // On the way back it is the other root that goes.
     assert!(look(Stage::Returning, &[back], Some(0), T + 60).open);
     assert_eq!(missing(&look(Stage::Returning, &[done], Some(0), T + 60)), ["done"]);
+}
+
+#[test]
+fn retire_waits_for_open_connections_that_still_stand_on_the_root_that_goes() {
+    let with = |behind| {
+        let connections = Some(Connections { open: 900, behind, ..Connections::default() });
+        let mut leaf = leaf(NEW, 2, Some(2));
+        leaf.report = leaf.report.map(|report| Report { connections, ..report });
+        holder("busy", vec![leaf])
+    };
+    let gate = look(Stage::Active, &[with(300)], Some(0), T + 60);
+    assert!(!gate.open);
+    assert_eq!(gate.missing[0].why, "300 of its open connections are not yet proven anew under the root that stays");
+    assert!(look(Stage::Active, &[with(0)], Some(0), T + 60).open);
+    assert!(look(Stage::Active, &[with(300)], Some(0), T + HOUR + GRACE).open, "they have ended with their leaves");
+}
+
+#[test]
+fn a_longer_leaf_that_is_granted_meanwhile_is_waited_for() {
+    let prepared = authority().prepared(LIVES, HOUR, now()).unwrap();
+    let longer = prepared.with_longest_leaf(3 * HOUR, now()).unwrap();
+    assert_eq!(longer.rotation().unwrap().leaf_life, 3 * HOUR);
+    assert_eq!(longer.with_longest_leaf(2 * HOUR, now()).unwrap().rotation().unwrap().leaf_life, 3 * HOUR);
+    // One that is over is history.
+    let over = longer.activated(LIVES, false, now()).unwrap().retired(false, now()).unwrap();
+    let later = over.with_longest_leaf(9 * HOUR, now()).unwrap();
+    assert_eq!(later.rotation().unwrap().leaf_life, 3 * HOUR);
 }
 
 #[test]

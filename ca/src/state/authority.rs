@@ -102,9 +102,12 @@ impl Authority {
         Self::assemble(&self.trust_domain, self.generation(), Arc::clone(&self.root), issuer, self.held(), now)
     }
 
-    /// The same, and leaves may have this life, too.
+    /// The same, and leaves may have this life, too: a rotation under way waits for it as well.
     pub fn with_longest_leaf(&self, life: u64, now: UnixTime) -> Result<Self, AuthorityError> {
-        let held = Held { longest_leaf: Some(life.max(self.longest_leaf.unwrap_or(0))), ..self.held() };
+        let mut held = Held { longest_leaf: Some(life.max(self.longest_leaf.unwrap_or(0))), ..self.held() };
+        if let Some(rotation) = held.rotation.as_mut().filter(|rotation| rotation.stage().under_way()) {
+            rotation.leaf_life = rotation.leaf_life.max(life);
+        }
         let (root, issuer) = (Arc::clone(&self.root), Arc::clone(&self.issuer));
         Self::assemble(&self.trust_domain, self.generation(), root, issuer, held, now)
     }

@@ -17,6 +17,8 @@ use crate::output::{self, Format, Style, Verdict};
 const LOOK: Duration = Duration::from_millis(500);
 /// A CA that does not answer may be on its way up again.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// After the last step sidecars say within seconds that they hold the last bundle; a report that does not have them all says so.
+const LAST_REPORTS: Duration = Duration::from_secs(15);
 /// In an emergency the new bundle gets so long to reach those who are connected.
 const LAST_CALL: Duration = Duration::from_secs(10);
 
@@ -99,6 +101,7 @@ pub fn rotate(args: &RotateArgs, format: Format) -> Result<Verdict> {
     }
     let status = to_the_end(&road, &id, &mut progress)?;
     let done = stage(&status) == "retired";
+    reported(&road)?;
     let file = args.report.clone().unwrap_or_else(|| PathBuf::from(format!("rotation-{id}.json")));
     let report = save(&road, &file)?;
     let value = json!({ "rotation": status["rotation"], "report_file": file, "totals": report["report"]["totals"] });
@@ -142,6 +145,18 @@ fn to_the_end(road: &Road, id: &str, progress: &mut Progress) -> Result<Value> {
                 // Refused: something changed since we looked. We look again.
                 patient.heard(asked, progress)?;
             }
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Waits a while for the last reports: of the bundle without the old root.
+fn reported(road: &Road) -> Result<()> {
+    let until = Instant::now() + LAST_REPORTS;
+    loop {
+        let totals = road.report()?["report"]["totals"].take();
+        if totals["holding_the_bundle"] == totals["holders"] || Instant::now() >= until {
+            return Ok(());
         }
         std::thread::sleep(LOOK);
     }

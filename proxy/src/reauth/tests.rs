@@ -117,3 +117,36 @@ async fn the_first_attempt_comes_before_half_of_the_time_and_failures_leave_room
         assert!(due(&stage.reauth) - Instant::now() <= Duration::from_secs(2), "a quarter of what is left, at most");
     }
 }
+
+#[tokio::test]
+async fn who_waits_for_longest_comes_first_and_what_stands_on_another_root_is_counted() {
+    let mut stage = Stage::new();
+    let (first, _) = stage.open(HOUR).await;
+    let (second, accepted) = stage.open(HOUR).await;
+    let address = ([10, 0, 0, 2], 80).into();
+    let registered = [stage.reauth.dialled(&first, address), stage.reauth.dialled(&second, address)];
+    let _accepted = stage.reauth.accepted(&accepted, asking(&accepted, 80));
+    let ours = stage.ca.credentials("frontend", HOUR);
+    assert!(stage.reauth.due(&ours).is_empty() && stage.reauth.behind() == 0);
+    // Another root vouches for us from now on.
+    stage.ca = TestCa::new("cluster.local");
+    let ours = stage.ca.credentials("frontend", HOUR);
+    assert!(stage.reauth.due(&ours).is_empty(), "they were opened just now");
+    assert_eq!(stage.reauth.behind(), 3);
+    for entry in lock(&stage.reauth.dialled).entries.values_mut() {
+        entry.tried -= BEHIND;
+    }
+    assert_eq!(stage.reauth.due(&ours), [1, 2]);
+    stage.reauth.begin(1).unwrap();
+    assert!(stage.reauth.begin(1).is_none(), "it is under way");
+    assert_eq!(stage.reauth.due(&ours), [2]);
+    // It did not answer; when both are due again, the other one goes first.
+    stage.reauth.done(1, false);
+    for entry in lock(&stage.reauth.dialled).entries.values_mut() {
+        entry.tried -= BEHIND;
+    }
+    assert_eq!(stage.reauth.due(&ours), [2, 1]);
+    drop(registered);
+    assert!(stage.reauth.begin(2).is_none() && stage.reauth.due(&ours).is_empty());
+    assert_eq!(stage.reauth.behind(), 1, "the one that was accepted here");
+}

@@ -18,6 +18,8 @@ const LIFE: Duration = Duration::from_secs(16);
 const CA: &[&str] = &["--leaf-ttl", "16s", "--max-leaf-ttl", "16s"];
 /// For a whole rotation: two times 10 s that it waits by itself, two renewals, and a busy machine.
 const LONG: Duration = Duration::from_secs(180);
+/// Open throughout: more than can be proven anew in the 10 s that nobody waits for longer.
+const MANY: usize = 400;
 /// Between two connections, and between two words.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -123,9 +125,16 @@ pub fn in_turn(inside: &Inside) -> Result<()> {
     let before = published(mesh)?;
     let file = mesh.folder().join("report.json");
     let file = file.to_str().context("a path")?.to_owned();
+    let mut many = (0..MANY).map(|_| Talk::open(&stage.client, stage.address())).collect::<Result<Vec<_>>>()?;
     let connections = under_load(&stage, || {
         let (code, said) = json(mesh, &["rotate", "--report", &file])?;
         ensure!(code == 0 && said["rotation"]["stage"] == "retired", "{said}");
+        // It has the last bundle from those who hold it: what the old root alone vouched for would have ended by now.
+        let totals = &said["totals"];
+        ensure!(totals["holding_the_bundle"] == totals["holders"], "{said}");
+        for (number, talk) in many.iter_mut().enumerate() {
+            talk.say("still here\n").with_context(|| format!("connection {number} of {MANY}"))?;
+        }
         Ok(())
     })?;
     ensure!(connections > 100, "only {connections} connections were made meanwhile");
