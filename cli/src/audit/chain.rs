@@ -1,11 +1,19 @@
 //! The hash chain: every record follows the one before. Called by `audit` with each line, in order.
 
 use aws_lc_rs::digest::{SHA256, digest};
-use countersign_api::audit::{CHECKPOINT, FIRST_PREV, MAX_LINE, START, VERSION};
+use countersign_api::audit::{CHECKPOINT, CHECKPOINT_EVERY_S, FIRST_PREV, MAX_LINE, START, VERSION};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::signed::{Roots, SignatureError, Signers};
 use crate::identity::show::hex;
+
+/// Longest time without a checkpoint while a CA runs, seconds.
+const UNSIGNED_AT_MOST: i64 = 2 * CHECKPOINT_EVERY_S as i64;
+
+/// A CA that ends before its first checkpoint may do so this often in a row.
+const STARTS: u32 = 3;
 
 /// Why a line is not the next of the chain.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +50,12 @@ pub struct Chain {
     pub last_checkpoint: Option<LastCheckpoint>,
     /// Records after the last checkpoint.
     pub unsigned: u64,
+    /// The first records that no checkpoint was signed over in time: from when to when.
+    pub unsigned_too_long: Option<(String, String)>,
+    /// The first record after the last checkpoint or start.
+    unsigned_from: Option<(OffsetDateTime, String)>,
+    /// Starts since the last checkpoint.
+    starts: u32,
     before: Option<(u64, String)>,
     signers: Signers,
 }
@@ -57,6 +71,9 @@ impl Chain {
             checkpoints: 0,
             last_checkpoint: None,
             unsigned: 0,
+            unsigned_too_long: None,
+            unsigned_from: None,
+            starts: 0,
             before: None,
             signers: Signers::new(roots),
         }
@@ -80,6 +97,8 @@ impl Chain {
             None if n == 0 && (prev != FIRST_PREV || event != START) => return Err(Problem::NoBeginning),
             _ => {}
         }
+        let at = OffsetDateTime::parse(time, &Rfc3339).map_err(|_| Problem::NoRecord)?;
+        self.watch(event, at, time);
         if event == CHECKPOINT {
             self.signers.check(&record, chain, n, prev, time)?;
             self.checkpoints += 1;
@@ -95,5 +114,22 @@ impl Chain {
         self.records += 1;
         self.before = Some((n, hex(digest(&SHA256, line).as_ref())));
         Ok(())
+    }
+
+    /// A CA that runs signs a checkpoint each minute: whoever takes checkpoints out, and links the rest anew, leaves a longer time without.
+    fn watch(&mut self, event: &str, at: OffsetDateTime, time: &str) {
+        // It signs one as it starts, too; somebody's own `start` records are not to hide that none is there.
+        let begins = event == START && self.starts < STARTS;
+        if let Some((from, since)) = self.unsigned_from.as_ref().filter(|_| !begins)
+            && (at - *from).whole_seconds() > UNSIGNED_AT_MOST
+        {
+            self.unsigned_too_long.get_or_insert_with(|| (since.clone(), time.to_owned()));
+        }
+        if event == CHECKPOINT {
+            (self.unsigned_from, self.starts) = (None, 0);
+        } else if begins || self.unsigned_from.is_none() {
+            self.unsigned_from = Some((at, time.to_owned()));
+            self.starts += u32::from(begins);
+        }
     }
 }

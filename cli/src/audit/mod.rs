@@ -89,7 +89,11 @@ pub fn run(command: &AuditCommand, format: Format) -> Result<Verdict> {
     let stale = (args.live && problem.is_none()).then(|| stale(&chain)).flatten();
     let report = report(&chain, args, problem, torn, stale);
     output::either(format, &report, || text(&report, Style::detect()))?;
-    Ok(Verdict::of(report["verified"] == true))
+    Ok(match report["verified"] == true {
+        // Whole, but nobody has signed any of it.
+        true if !args.bundle.is_empty() && chain.checkpoints == 0 => Verdict::Unknown,
+        verified => Verdict::of(verified),
+    })
 }
 
 fn roots(args: &VerifyArgs) -> Result<Option<Roots>> {
@@ -122,7 +126,7 @@ fn report(
 ) -> Value {
     let last = chain.last_checkpoint.as_ref();
     json!({
-        "verified": problem.is_none() && stale.is_none(),
+        "verified": problem.is_none() && stale.is_none() && chain.unsigned_too_long.is_none(),
         "problem": problem,
         "stale": stale,
         "chain": chain.id,
@@ -135,6 +139,7 @@ fn report(
         "last_checkpoint": last.map(|last| json!({ "n": last.n, "time": last.time })),
         "signatures": if args.bundle.is_empty() { "agree with themselves; no --bundle was given" } else { "chain to the roots given" },
         "unsigned": chain.unsigned,
+        "unsigned_too_long": chain.unsigned_too_long.as_ref().map(|(from, to)| json!({ "from": from, "to": to })),
         "torn": torn,
     })
 }
@@ -161,7 +166,7 @@ fn text(report: &Value, style: Style) -> String {
         }
         last => {
             let _ = writeln!(text, "  {:12} up to record {} of {}", "signed", last["n"], word(&last["time"]));
-            let _ = writeln!(text, "  {:12} {} records after it, of a minute at most", "unsigned", report["unsigned"]);
+            let _ = writeln!(text, "  {:12} {} records after it", "unsigned", report["unsigned"]);
         }
     }
     if let torn @ Value::Object(_) = &report["torn"] {
@@ -182,6 +187,15 @@ fn text(report: &Value, style: Style) -> String {
             word(&at["file"]),
             at["line"],
             word(&at["what"])
+        );
+    }
+    if let gap @ Value::Object(_) = &report["unsigned_too_long"] {
+        let _ = writeln!(
+            text,
+            "  {} no checkpoint is signed over the records from {} to {}: a CA that runs signs one each {CHECKPOINT_EVERY_S} s (or the machine slept, or its clock was set forward)",
+            style.bad("problem"),
+            word(&gap["from"]),
+            word(&gap["to"])
         );
     }
     if let Value::String(stale) = &report["stale"] {

@@ -82,6 +82,7 @@ pub fn tampering(inside: &Inside) -> Result<()> {
         );
     }
     rehashed(&whole, &edited, &bundle)?;
+    unsigned(&whole, &edited, &bundle)?;
     other_signers(&mesh, &log)?;
     pieces(&whole, &edited, &bundle)
 }
@@ -105,6 +106,34 @@ fn rehashed(whole: &str, edited: &Path, bundle: &Path) -> Result<()> {
     let found = verify(bundle, &[edited], &[])?;
     ensure!(found.code == Some(1) && found.report["problem"]["line"].as_u64() == checkpoint, "{}", found.text);
     ensure!(found.text.contains("signature does not hold"), "{}", found.text);
+    Ok(())
+}
+
+/// Who takes the checkpoints out, and links the rest anew, has a chain that is whole, and too long unsigned.
+fn unsigned(whole: &str, edited: &Path, bundle: &Path) -> Result<()> {
+    let lines: Vec<&str> = whole.lines().collect();
+    let checkpoint = lines.iter().position(|line| line.contains(r#""event":"checkpoint""#)).context("no checkpoint")?;
+    let forged = |begin: &[&str], of: &str, minutes: u64| -> Result<()> {
+        let mut log: Vec<String> = begin.iter().map(|line| (*line).to_owned()).collect();
+        for minute in 0..=minutes {
+            let mut record: Value = serde_json::from_str(of)?;
+            record["n"] = log.len().into();
+            record["prev"] = hash(&log[log.len() - 1]).into();
+            record["time"] = format!("2099-01-01T00:{minute:02}:00Z").into();
+            log.push(record.to_string());
+        }
+        Ok(std::fs::write(edited, log.join("\n") + "\n")?)
+    };
+    for (of, minutes, code) in [(lines[1], 2, 0), (lines[1], 3, 1), (lines[0], 2, 0), (lines[0], 20, 1)] {
+        forged(&lines[..=checkpoint], of, minutes)?;
+        let found = verify(bundle, &[edited], &[])?;
+        ensure!(found.code == Some(code), "{minutes} minutes: {}", found.text);
+        ensure!(found.report["problem"].is_null(), "{}", found.text);
+        ensure!(found.report["unsigned_too_long"].is_object() == (code == 1), "{}", found.text);
+    }
+    std::fs::write(edited, lines[..checkpoint].join("\n") + "\n")?;
+    let found = verify(bundle, &[edited], &[])?;
+    ensure!(found.code == Some(2) && found.report["checkpoints"] == 0, "nobody has signed it: {}", found.text);
     Ok(())
 }
 
@@ -139,7 +168,8 @@ fn pieces(whole: &str, edited: &Path, bundle: &Path) -> Result<()> {
     // Torn at its end it is told, and good; torn in the middle it is not.
     std::fs::write(&first, &lines[..4].concat()[..lines[..4].concat().len() - 20])?;
     let found = verify(bundle, &[&first], &[])?;
-    ensure!(found.code == Some(0) && found.report["torn"]["line"] == 4, "{}", found.text);
+    ensure!(found.code == Some(2) && found.report["torn"]["line"] == 4, "nobody has signed these: {}", found.text);
+    ensure!(found.report["verified"] == true, "{}", found.text);
     let found = verify(bundle, &[&first, &second], &[])?;
     ensure!(found.code == Some(1) && found.report["problem"]["line"] == 4, "{}", found.text);
     // What is cut off behind the last checkpoint leaves no trace in the file: `unsigned` says how much it can be.
