@@ -87,6 +87,16 @@ impl Api {
         self.call(Method::GET, path, None).await
     }
 
+    /// What a process answers through the API server's proxy, as text.
+    pub async fn text(&self, path: &str) -> Result<String, CallError> {
+        let asked = tokio::time::timeout(LIMIT, self.send(Method::GET, path, None)).await;
+        let said = asked.unwrap_or_else(|_| Err(slow()))?;
+        match said.status {
+            status if status.is_success() => Ok(said.text),
+            _ => Err(said.error()),
+        }
+    }
+
     /// All objects of a collection; none where the kind itself is not there.
     pub async fn list(&self, path: &str) -> Result<Vec<Value>, CallError> {
         let mut all = Vec::new();
@@ -115,13 +125,20 @@ impl Api {
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, CallError> {
-        match tokio::time::timeout(LIMIT, self.ask(method, path, body)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(CallError::Unavailable(format!("no answer within {} s", LIMIT.as_secs()))),
+        let asked = tokio::time::timeout(LIMIT, self.send(method, path, body)).await;
+        let said = asked.unwrap_or_else(|_| Err(slow()))?;
+        match said.status {
+            StatusCode::NOT_FOUND => Ok(Answer { body: Value::Null, date: said.date }),
+            status if status.is_success() => {
+                let body = said.json();
+                let body = body.map_err(|error| CallError::Unavailable(format!("its answer is no JSON: {error}")))?;
+                Ok(Answer { body, date: said.date })
+            }
+            _ => Err(said.error()),
         }
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, CallError> {
+    async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Said, CallError> {
         let content = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
         let request = Request::builder().method(method).uri(path).header("Content-Type", "application/json");
         let request = request.body(Body::from(content)).map_err(|error| refused(0, &error.to_string()))?;
@@ -130,27 +147,40 @@ impl Api {
         let date = response.headers().get("date").and_then(|date| date.to_str().ok()).map(str::to_owned);
         let bytes =
             response.into_body().collect_bytes().await.map_err(|error| CallError::Unavailable(chain(&error)))?;
-        let text = String::from_utf8_lossy(&bytes);
-        let body = || serde_json::from_str::<Value>(&text);
-        let message = || {
-            let said = body().ok().and_then(|status| status["message"].as_str().map(str::to_owned));
-            said.unwrap_or_else(|| text.clone().into_owned()).chars().take(QUOTED).collect::<String>()
-        };
-        match status {
-            StatusCode::NOT_FOUND => Ok(Answer { body: Value::Null, date }),
-            StatusCode::UNAUTHORIZED => Err(CallError::Forbidden(message())),
+        Ok(Said { status, date, text: String::from_utf8_lossy(&bytes).into_owned() })
+    }
+}
+
+/// What came back, whatever it was.
+struct Said {
+    status: StatusCode,
+    date: Option<String>,
+    text: String,
+}
+
+impl Said {
+    fn json(&self) -> serde_json::Result<Value> {
+        serde_json::from_str(&self.text)
+    }
+
+    /// What it means where it is no success.
+    fn error(&self) -> CallError {
+        let said = self.json().ok().and_then(|status| status["message"].as_str().map(str::to_owned));
+        let message: String = said.unwrap_or_else(|| self.text.clone()).chars().take(QUOTED).collect();
+        match self.status {
+            StatusCode::UNAUTHORIZED => CallError::Forbidden(message),
             // An admission webhook's "no" is a 403 too, and says whose it is.
-            StatusCode::FORBIDDEN if !text.contains("denied the request") => Err(CallError::Forbidden(message())),
+            StatusCode::FORBIDDEN if !self.text.contains("denied the request") => CallError::Forbidden(message),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-                Err(CallError::Unavailable(format!("{} {}", status.as_u16(), message())))
+                CallError::Unavailable(format!("{} {message}", self.status.as_u16()))
             }
-            _ if status.is_success() => {
-                let body = body().map_err(|error| CallError::Unavailable(format!("its answer is no JSON: {error}")))?;
-                Ok(Answer { body, date })
-            }
-            _ => Err(refused(status.as_u16(), &message())),
+            status => refused(status.as_u16(), &message),
         }
     }
+}
+
+fn slow() -> CallError {
+    CallError::Unavailable(format!("no answer within {} s", LIMIT.as_secs()))
 }
 
 fn refused(code: u16, message: &str) -> CallError {

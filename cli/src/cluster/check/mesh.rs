@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::cluster::init_status;
 use super::world::World;
-use super::{Finding, State, some_of};
+use super::{Finding, State, served, some_of};
 use crate::cluster::api::CallError;
 use crate::cluster::meshed;
 use crate::output::span;
@@ -35,6 +35,7 @@ pub fn findings(world: &World) -> Vec<Finding> {
         injection(world),
         validation(world),
         webhook_certificates(world),
+        served::finding(world),
         roots(world),
         copies(world),
         rules(world),

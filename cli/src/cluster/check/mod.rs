@@ -7,6 +7,7 @@
 mod cluster;
 mod mesh;
 mod rights;
+mod served;
 mod world;
 
 use anyhow::Result;

@@ -7,6 +7,7 @@ use countersign_api::names;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use super::served::{self, Served};
 use crate::cluster::api::{Api, CallError};
 use crate::cluster::kinds::Name;
 
@@ -38,6 +39,8 @@ pub struct World {
     /// ConfigMaps with the roots, in all namespaces.
     pub roots: Answer<Vec<Value>>,
     pub policies: Answer<Vec<Value>>,
+    /// What the processes of the mesh say of their certificates.
+    pub served: Vec<Served>,
     /// What became of a pod that is labelled in.
     pub tried_pod: Answer<Value>,
     /// What became of a rule with a field that nobody knows.
@@ -58,6 +61,7 @@ impl World {
             ours.push((name, found));
         }
         let none = || Ok(Vec::new());
+        let pods = api.list("/api/v1/pods").await;
         let bundles = format!("/api/v1/configmaps?fieldSelector=metadata.name%3D{}", names::BUNDLE_CONFIG_MAP);
         Ok(Self {
             namespace: namespace.to_owned(),
@@ -67,9 +71,13 @@ impl World {
             version: version.body,
             date: version.date,
             asked,
+            served: match &pods {
+                Ok(pods) if !pre => served::ask(api, namespace, pods).await,
+                _ => Vec::new(),
+            },
             nodes: api.list("/api/v1/nodes").await,
             leases: api.list("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases").await,
-            pods: api.list("/api/v1/pods").await,
+            pods,
             namespaces: api.list("/api/v1/namespaces").await,
             service_cidrs: api.list("/apis/networking.k8s.io/v1/servicecidrs").await,
             ours,
@@ -161,6 +169,7 @@ pub mod tests {
             ours: Vec::new(),
             roots: Ok(Vec::new()),
             policies: Ok(Vec::new()),
+            served: Vec::new(),
             tried_pod: Ok(Value::Null),
             tried_policy: Ok(Value::Null),
         }
