@@ -37,8 +37,8 @@ pub struct Results {
     pub generator: Vec<Check>,
     /// Why it was not checked.
     pub generator_unchecked: Option<String>,
-    /// SVIDs that the CA signs.
-    pub signing: Option<Signing>,
+    /// SVIDs that the CA signs, for each kind of token.
+    pub signing: Vec<Signing>,
     /// Time of a decision.
     pub decision: Option<Decision>,
     /// How quiet it was.

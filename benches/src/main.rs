@@ -6,10 +6,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use countersign_benches::{app, relay, run};
+use countersign_benches::{app, relay, run, signing};
 
 #[derive(Parser)]
 #[command(name = "countersign-bench")]
@@ -22,6 +23,8 @@ struct Args {
 enum Command {
     /// Measures the peers side by side
     Mesh(MeshArgs),
+    /// Measures only how many SVIDs the CA signs for each second of its processor time
+    Signing(SigningArgs),
     /// The application behind every peer
     #[command(hide = true)]
     App {
@@ -65,6 +68,16 @@ struct MeshArgs {
     docs: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct SigningArgs {
+    /// Measurements with each kind of token; each starts a CA of its own
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of one measurement
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+}
+
 fn main() -> ExitCode {
     match command(Args::parse()) {
         Ok(code) => ExitCode::from(code),
@@ -90,6 +103,17 @@ fn command(args: Args) -> Result<u8> {
                 docs: mesh.docs,
             };
             run::run(inside, &options)
+        }
+        Command::Signing(signing) => {
+            let inside = countersign_kit::enter().context("the bench runs in private namespaces")?;
+            countersign_kit::load::raise_open_files()?;
+            for _ in 0..signing.rounds.max(1) {
+                for tokens in signing::TOKENS {
+                    let measured = signing::measure(inside, Duration::from_secs(signing.seconds.max(1)), tokens)?;
+                    println!("{:.0} SVIDs a second and core. {measured}", measured.per_core_second());
+                }
+            }
+            Ok(0)
         }
         Command::App { listen } => {
             runtime()?.block_on(app::serve(listen))?;

@@ -225,17 +225,18 @@ impl<'a> Run<'a> {
     }
 
     /// What has no peer: the CA's signing, and a decision. Left out where only other peers or some workloads are wanted.
-    fn own(&self, options: &Options) -> Result<(Option<Signing>, Option<Decision>)> {
+    fn own(&self, options: &Options) -> Result<(Vec<Signing>, Option<Decision>)> {
         let only = &options.only;
         let wanted = options.work.is_empty() && (only.is_empty() || only.iter().any(|name| name == "countersign"));
         if !wanted || peers::all(None).iter().any(|peer| peer.name() == "countersign" && peer.lacks().is_some()) {
-            return Ok((None, None));
+            return Ok((Vec::new(), None));
         }
         eprintln!("the CA's signing; a decision");
         let length = if self.short { PAUSE * 2 } else { Duration::from_secs(4) };
-        let signing = signing::measure(self.stage.inside(), length).context("the CA's signing")?;
+        let signing = signing::TOKENS.map(|tokens| signing::measure(self.stage.inside(), length, tokens));
+        let signing = signing.into_iter().collect::<Result<_>>().context("the CA's signing")?;
         let decision = decision::measure(if self.short { 100 } else { 10_000 }).context("a decision")?;
-        Ok((Some(signing), Some(decision)))
+        Ok((signing, Some(decision)))
     }
 
     /// One workload, once, on one peer; again where others were too busy.

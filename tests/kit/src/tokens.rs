@@ -6,19 +6,30 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_api::names;
+use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use rcgen::{KeyPair, PublicKeyData as _};
+use rcgen::{KeyPair, PKCS_RSA_SHA256, RsaKeySize};
 use serde_json::{Value, json};
 
 /// The `iss` of all tokens made here.
 pub const ISSUER: &str = "https://kubelet.test";
 
+/// What tokens are signed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenKey {
+    /// ES256: quick to make.
+    #[default]
+    P256,
+    /// RS256 with 2048 bits: what kubeadm gives an API server, and what clusters sign with unless they were told otherwise.
+    Rsa2048,
+}
+
 /// A signer of tokens.
 pub struct Kubelet {
-    key: KeyPair,
+    algorithm: Algorithm,
+    key: EncodingKey,
+    jwks: String,
 }
 
 /// What a token says. Start from [`TokenClaims::of`] and spoil what the test is about.
@@ -76,24 +87,28 @@ impl TokenClaims {
 }
 
 impl Kubelet {
-    /// With a new P-256 key.
+    /// With a new key.
     ///
     /// # Errors
     /// If no key can be made.
-    pub fn new() -> Result<Self> {
-        Ok(Self { key: KeyPair::generate().context("making the token key")? })
+    pub fn new(key: TokenKey) -> Result<Self> {
+        let (algorithm, key) = match key {
+            TokenKey::P256 => (Algorithm::ES256, EncodingKey::from_ec_der(&KeyPair::generate()?.serialize_der())),
+            TokenKey::Rsa2048 => {
+                let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
+                (Algorithm::RS256, EncodingKey::from_rsa_pem(key.serialize_pem().as_bytes())?)
+            }
+        };
+        let mut jwk = Jwk::from_encoding_key(&key, algorithm).context("making the key set")?;
+        jwk.common.key_id = Some("kit".into());
+        jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+        Ok(Self { algorithm, key, jwks: json!({"keys": [jwk]}).to_string() })
     }
 
     /// The public key, as a JWKS.
     #[must_use]
-    pub fn jwks(&self) -> String {
-        // An uncompressed point: 4, x, y (SEC 1, section 2.3.3).
-        let point = self.key.der_bytes();
-        let [x, y] = [&point[1..33], &point[33..65]].map(|half| URL_SAFE_NO_PAD.encode(half));
-        json!({"keys": [{
-            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": "kit", "x": x, "y": y,
-        }]})
-        .to_string()
+    pub fn jwks(&self) -> &str {
+        &self.jwks
     }
 
     /// Signs claims.
@@ -101,10 +116,9 @@ impl Kubelet {
     /// # Errors
     /// If the key cannot sign.
     pub fn token(&self, claims: &Value) -> Result<String> {
-        let mut header = Header::new(Algorithm::ES256);
+        let mut header = Header::new(self.algorithm);
         header.kid = Some("kit".into());
-        let key = EncodingKey::from_ec_der(&self.key.serialize_der());
-        Ok(jsonwebtoken::encode(&header, claims, &key)?)
+        Ok(jsonwebtoken::encode(&header, claims, &self.key)?)
     }
 }
 
