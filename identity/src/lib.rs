@@ -32,7 +32,7 @@
 //! | [`SpiffeId`], [`TrustDomain`] | parsing | a name, well formed; nothing about who bears it |
 //! | [`Svid`] | a chain and a key | our own identity: a proper leaf, with the key that belongs to it |
 //! | [`TrustBundle`], [`BundleSet`] | roots, named by trust domain | who may vouch for whom; never pooled over trust domains |
-//! | [`VerifiedId`] | [`verify_svid`] alone | this chain stands for this identity now: the proof that later steps demand |
+//! | [`VerifiedId`] | [`verify_svid`] alone (or [`verify_svid_at_both_ends`], which is two of it) | this chain stands for this identity now: the proof that later steps demand |
 //!
 //! The room is pure: no clock (the time is a parameter), no network, no environment, no TLS library. What is true of a chain
 //! depends on the arguments alone, so a stored chain is verified again by calling [`verify_svid`] again: after
@@ -92,5 +92,5 @@ pub use leaf::LeafError;
 pub use signer::SignerError;
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use svid::{Svid, SvidError};
-pub use verify::{Purpose, VerifiedId, verify_svid};
+pub use verify::{Purpose, VerifiedId, verify_svid, verify_svid_at_both_ends};
 pub use verify_error::{Blame, VerifyError};

@@ -16,7 +16,10 @@ use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime}
 use std::cell::RefCell;
 use std::sync::Arc;
 use webpki::aws_lc_rs as algorithms;
-use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use webpki::{
+    EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeId, KeyPurposeIdIter, KeyUsage, RequiredEkuNotFoundContext,
+    VerifiedPath,
+};
 
 /// Signatures accepted on certificates. RSA (2048 to 8192 bits) is there for CAs of others; there is no SHA-1.
 static ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
@@ -102,12 +105,38 @@ pub fn verify_svid(
     purpose: Purpose,
     now: UnixTime,
 ) -> Result<VerifiedId, VerifyError> {
+    match purpose {
+        Purpose::Server => verify(chain, bundles, KeyUsage::server_auth(), now),
+        Purpose::Client => verify(chain, bundles, KeyUsage::client_auth(), now),
+    }
+}
+
+/// The same for a chain that must serve at both ends, as a CA asks of what it has just signed: accepted only where
+/// [`verify_svid`] accepts it for each [`Purpose`], with each signature checked once. (Of all the checks only the one of
+/// extended key usages looks at the purpose.)
+///
+/// # Errors
+/// The first check that failed.
+pub fn verify_svid_at_both_ends(
+    chain: &[CertificateDer<'_>],
+    bundles: &BundleSet,
+    now: UnixTime,
+) -> Result<VerifiedId, VerifyError> {
+    verify(chain, bundles, BothEnds, now)
+}
+
+fn verify(
+    chain: &[CertificateDer<'_>],
+    bundles: &BundleSet,
+    usage: impl ExtendedKeyUsageValidator,
+    now: UnixTime,
+) -> Result<VerifiedId, VerifyError> {
     let certificates = read(chain)?;
     let leaf = Leaf::check(certificates.first().ok_or(chain::ChainError::Empty)?)?;
     check_validity(&leaf, now)?;
     let trust_domain = leaf.id.trust_domain();
     let bundle = bundle_of(&trust_domain, bundles)?;
-    let (anchor, path_not_after) = verify_path(chain, &certificates, bundle, purpose, now)?;
+    let (anchor, path_not_after) = verify_path(chain, &certificates, bundle, usage, now)?;
     Ok(VerifiedId(Arc::new(Verified {
         id: leaf.id,
         not_after: leaf.not_after,
@@ -150,7 +179,7 @@ fn verify_path<'a>(
     chain: &[CertificateDer<'_>],
     certificates: &[Certificate<'_>],
     bundle: &'a TrustBundle,
-    purpose: Purpose,
+    usage: impl ExtendedKeyUsageValidator,
     now: UnixTime,
 ) -> Result<(&'a RootLimits, UnixTime), VerifyError> {
     let malformed = VerifyError::Certificate { index: 0, reason: CertificateError::NotDer };
@@ -168,19 +197,8 @@ fn verify_path<'a>(
             Err(webpki::Error::UnknownIssuer)
         }
     };
-    leaf.verify_for_usage(
-        ALGORITHMS,
-        bundle.anchors(),
-        intermediates,
-        now,
-        match purpose {
-            Purpose::Server => KeyUsage::server_auth(),
-            Purpose::Client => KeyUsage::client_auth(),
-        },
-        None,
-        Some(&check),
-    )
-    .map_err(|error| refused.take().unwrap_or_else(|| from_webpki(error, now)))?;
+    leaf.verify_for_usage(ALGORITHMS, bundle.anchors(), intermediates, now, usage, None, Some(&check))
+        .map_err(|error| refused.take().unwrap_or_else(|| from_webpki(error, now)))?;
     found.take().ok_or(VerifyError::UnknownIssuer)
 }
 
@@ -209,4 +227,32 @@ fn check_path<'a>(
         return Err(VerifyError::PathTooLong);
     }
     Ok((root, ends))
+}
+
+/// serverAuth and clientAuth, where there is any extended key usage: what [`KeyUsage`] asks for one of them.
+struct BothEnds;
+
+/// 1.3.6.1.5.5.7.3.1, as encoded.
+const SERVER_AUTH: KeyPurposeId<'static> = KeyPurposeId::new(&[0x2b, 6, 1, 5, 5, 7, 3, 1]);
+/// 1.3.6.1.5.5.7.3.2, as encoded.
+const CLIENT_AUTH: KeyPurposeId<'static> = KeyPurposeId::new(&[0x2b, 6, 1, 5, 5, 7, 3, 2]);
+
+impl ExtendedKeyUsageValidator for BothEnds {
+    fn validate(&self, purposes: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        let (mut any, mut server, mut client) = (false, false, false);
+        for purpose in purposes {
+            let purpose = purpose?;
+            any = true;
+            server |= purpose == SERVER_AUTH;
+            client |= purpose == CLIENT_AUTH;
+            if server && client {
+                return Ok(());
+            }
+        }
+        if !any {
+            return Ok(());
+        }
+        let required = if server { KeyUsage::client_auth() } else { KeyUsage::server_auth() };
+        Err(webpki::Error::RequiredEkuNotFoundContext(RequiredEkuNotFoundContext { required, present: Vec::new() }))
+    }
 }

@@ -2,7 +2,9 @@
 
 use crate::corpus::{CORPUS, case, other_domains_root, with_keys};
 use crate::support::*;
-use countersign_identity::{Blame, BundleSet, SignerError, TrustBundle, VerifyError, verify_svid};
+use countersign_identity::{
+    Blame, BundleSet, Purpose, SignerError, TrustBundle, VerifyError, verify_svid, verify_svid_at_both_ends,
+};
 use rcgen::{KeyPair, RsaKeySize};
 
 #[track_caller]
@@ -174,6 +176,21 @@ fn an_extended_key_usage_must_hold_the_peers_side() {
     let mut other_side = case("server_only_leaf_as_client");
     other_side = other_side.of_server();
     other_side.accepted();
+}
+
+#[test]
+fn good_at_both_ends_is_good_at_each() {
+    for entry in CORPUS {
+        let case = (entry.make)();
+        let asked = |purpose| verify_svid(&case.chain, &case.bundles(), purpose, at(case.now));
+        let both = verify_svid_at_both_ends(&case.chain, &case.bundles(), at(case.now));
+        match (both, asked(Purpose::Server), asked(Purpose::Client)) {
+            (Ok(both), Ok(server), Ok(client)) => assert!(both == server && both == client, "{}", entry.name),
+            (Err(both), Err(server), _) => assert_eq!(both, server, "{}", entry.name),
+            (Err(both), Ok(_), Err(client)) => assert_eq!(both, client, "{}", entry.name),
+            (both, server, client) => panic!("{}: {both:?}, {server:?}, {client:?}", entry.name),
+        }
+    }
 }
 
 #[test]
