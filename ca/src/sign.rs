@@ -101,7 +101,7 @@ fn check(
     key: &impl PublicKeyData,
     now: UnixTime,
 ) -> Result<VerifiedId, SignError> {
-    let verified = verify_svid_at_both_ends(chain, authority.bundles(), now)?;
+    let verified = verify_svid_at_both_ends(chain, authority.bundles(), authority.known(), now)?;
     if verified.id() != grant.id() {
         return Err(SignError::Differs("identity"));
     }

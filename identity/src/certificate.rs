@@ -135,6 +135,16 @@ impl<'a> Certificate<'a> {
         self.x509.tbs_certificate.raw_serial()
     }
 
+    /// The bytes that its signer signed.
+    pub(crate) fn signed_part(&self) -> &[u8] {
+        self.x509.tbs_certificate.as_ref()
+    }
+
+    /// Its signer's signature.
+    pub(crate) fn signature(&self) -> &[u8] {
+        &self.x509.signature_value.data
+    }
+
     pub(crate) fn public_key(&self) -> &SubjectPublicKeyInfo<'a> {
         &self.x509.tbs_certificate.subject_pki
     }

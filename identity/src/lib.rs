@@ -79,6 +79,7 @@ mod signer;
 mod bundle;
 mod bundle_set;
 
+mod checked;
 mod verify;
 mod verify_error;
 
@@ -88,6 +89,7 @@ pub use bundle::{BundleError, MAX_ROOTS, TrustBundle};
 pub use bundle_set::{BundleChange, BundleSet};
 pub use certificate::CertificateError;
 pub use chain::{ChainError, MAX_CHAIN_BYTES, MAX_CHAIN_CERTIFICATES};
+pub use checked::CheckedSignature;
 pub use leaf::LeafError;
 pub use signer::SignerError;
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};

@@ -8,6 +8,7 @@ use crate::bundle::{RootLimits, TrustBundle};
 use crate::bundle_set::BundleSet;
 use crate::certificate::{Certificate, CertificateError};
 use crate::chain;
+use crate::checked::{CheckedSignature, Sparing};
 use crate::leaf::Leaf;
 use crate::signer;
 use crate::spiffe_id::{SpiffeId, TrustDomain};
@@ -22,7 +23,7 @@ use webpki::{
 };
 
 /// Signatures accepted on certificates. RSA (2048 to 8192 bits) is there for CAs of others; there is no SHA-1.
-static ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
+pub(crate) static ALGORITHMS: [&dyn SignatureVerificationAlgorithm; 11] = [
     algorithms::ECDSA_P256_SHA256,
     algorithms::ECDSA_P256_SHA384,
     algorithms::ECDSA_P384_SHA256,
@@ -106,28 +107,32 @@ pub fn verify_svid(
     now: UnixTime,
 ) -> Result<VerifiedId, VerifyError> {
     match purpose {
-        Purpose::Server => verify(chain, bundles, KeyUsage::server_auth(), now),
-        Purpose::Client => verify(chain, bundles, KeyUsage::client_auth(), now),
+        Purpose::Server => verify(chain, bundles, &ALGORITHMS, KeyUsage::server_auth(), now),
+        Purpose::Client => verify(chain, bundles, &ALGORITHMS, KeyUsage::client_auth(), now),
     }
 }
 
 /// The same for a chain that must serve at both ends, as a CA asks of what it has just signed: accepted only where
-/// [`verify_svid`] accepts it for each [`Purpose`], with each signature checked once. (Of all the checks only the one of
-/// extended key usages looks at the purpose.)
+/// [`verify_svid`] accepts it for each [`Purpose`], with each signature checked once, and those not again that are `known`. (Of all the
+/// checks only the one of extended key usages looks at the purpose.)
 ///
 /// # Errors
 /// The first check that failed.
 pub fn verify_svid_at_both_ends(
     chain: &[CertificateDer<'_>],
     bundles: &BundleSet,
+    known: &[CheckedSignature],
     now: UnixTime,
 ) -> Result<VerifiedId, VerifyError> {
-    verify(chain, bundles, BothEnds, now)
+    let sparing = ALGORITHMS.map(|algorithm| Sparing { algorithm, known });
+    let algorithms = sparing.each_ref().map(|one| one as &dyn SignatureVerificationAlgorithm);
+    verify(chain, bundles, &algorithms, BothEnds, now)
 }
 
 fn verify(
     chain: &[CertificateDer<'_>],
     bundles: &BundleSet,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     usage: impl ExtendedKeyUsageValidator,
     now: UnixTime,
 ) -> Result<VerifiedId, VerifyError> {
@@ -136,7 +141,7 @@ fn verify(
     check_validity(&leaf, now)?;
     let trust_domain = leaf.id.trust_domain();
     let bundle = bundle_of(&trust_domain, bundles)?;
-    let (anchor, path_not_after) = verify_path(chain, &certificates, bundle, usage, now)?;
+    let (anchor, path_not_after) = verify_path(chain, &certificates, bundle, algorithms, usage, now)?;
     Ok(VerifiedId(Arc::new(Verified {
         id: leaf.id,
         not_after: leaf.not_after,
@@ -179,6 +184,7 @@ fn verify_path<'a>(
     chain: &[CertificateDer<'_>],
     certificates: &[Certificate<'_>],
     bundle: &'a TrustBundle,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     usage: impl ExtendedKeyUsageValidator,
     now: UnixTime,
 ) -> Result<(&'a RootLimits, UnixTime), VerifyError> {
@@ -197,7 +203,7 @@ fn verify_path<'a>(
             Err(webpki::Error::UnknownIssuer)
         }
     };
-    leaf.verify_for_usage(ALGORITHMS, bundle.anchors(), intermediates, now, usage, None, Some(&check))
+    leaf.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, None, Some(&check))
         .map_err(|error| refused.take().unwrap_or_else(|| from_webpki(error, now)))?;
     found.take().ok_or(VerifyError::UnknownIssuer)
 }

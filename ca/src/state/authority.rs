@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use countersign_identity::{BundleSet, TrustBundle, TrustDomain};
+use countersign_identity::{BundleSet, CheckedSignature, TrustBundle, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber,
@@ -75,6 +75,7 @@ pub struct Authority {
     longest_leaf: Option<u64>,
     bundles: BundleSet,
     bundle: TrustBundle,
+    checked: CheckedSignature,
 }
 
 /// What was stored, besides the one root and issuer that there always are.
@@ -167,8 +168,10 @@ impl Authority {
         roots.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
         let bundle = TrustBundle::new(trust_domain.clone(), generation, roots, now).map_err(|e| bad(&e))?;
         let bundles = BundleSet::new(vec![bundle.clone()]).map_err(|e| bad(&e))?;
+        let checked =
+            CheckedSignature::of(&issuer.certificate, &bundle).map_err(|_| AuthorityError::NotSignedByRoot)?;
         let trust_domain = trust_domain.clone();
-        Ok(Self { trust_domain, root, issuer, second, rotation, longest_leaf, bundles, bundle })
+        Ok(Self { trust_domain, root, issuer, second, rotation, longest_leaf, bundles, bundle, checked })
     }
 
     /// True when a new issuer is due: a third of its life or less is left, and a new one would live longer.
@@ -233,6 +236,11 @@ impl Authority {
     /// The bundle as verifiers take it.
     pub fn bundles(&self) -> &BundleSet {
         &self.bundles
+    }
+
+    /// The root's signature on the issuer, checked when this value was made: it is the same below each leaf.
+    pub fn known(&self) -> &[CheckedSignature] {
+        std::slice::from_ref(&self.checked)
     }
 
     /// The root.

@@ -3,7 +3,8 @@
 use crate::corpus::{CORPUS, case, other_domains_root, with_keys};
 use crate::support::*;
 use countersign_identity::{
-    Blame, BundleSet, Purpose, SignerError, TrustBundle, VerifyError, verify_svid, verify_svid_at_both_ends,
+    Blame, BundleSet, CheckedSignature, Purpose, SignerError, TrustBundle, VerifyError, verify_svid,
+    verify_svid_at_both_ends,
 };
 use rcgen::{KeyPair, RsaKeySize};
 
@@ -183,7 +184,7 @@ fn good_at_both_ends_is_good_at_each() {
     for entry in CORPUS {
         let case = (entry.make)();
         let asked = |purpose| verify_svid(&case.chain, &case.bundles(), purpose, at(case.now));
-        let both = verify_svid_at_both_ends(&case.chain, &case.bundles(), at(case.now));
+        let both = verify_svid_at_both_ends(&case.chain, &case.bundles(), &[], at(case.now));
         match (both, asked(Purpose::Server), asked(Purpose::Client)) {
             (Ok(both), Ok(server), Ok(client)) => assert!(both == server && both == client, "{}", entry.name),
             (Err(both), Err(server), _) => assert_eq!(both, server, "{}", entry.name),
@@ -191,6 +192,37 @@ fn good_at_both_ends_is_good_at_each() {
             (both, server, client) => panic!("{}: {both:?}, {server:?}, {client:?}", entry.name),
         }
     }
+}
+
+#[test]
+fn a_signature_that_is_known_changes_no_verdict() {
+    for entry in CORPUS {
+        let case = (entry.make)();
+        let roots: Vec<_> = case.bundles().iter().cloned().collect();
+        let known = roots.iter().flat_map(|bundle| case.chain.iter().map(move |one| CheckedSignature::of(one, bundle)));
+        let known: Vec<_> = known.flatten().collect();
+        let asked = |known| verify_svid_at_both_ends(&case.chain, &case.bundles(), known, at(case.now));
+        assert_eq!(asked(&known), asked(&[]), "{}", entry.name);
+    }
+}
+
+#[test]
+fn a_known_signature_vouches_for_no_other() {
+    let (good, stranger) = (case("issuer_and_leaf"), case("stranger_of_same_name"));
+    let bundle = good.bundles().iter().next().unwrap().clone();
+    let known = [CheckedSignature::of(&good.chain[1], &bundle).unwrap()];
+    assert!(verify_svid_at_both_ends(&good.chain, &good.bundles(), &known, at(good.now)).is_ok());
+    // One bit of the issuer, wherever it is: in what was signed, or in the signature.
+    for place in [100, good.chain[1].len() - 1] {
+        let mut spoilt = good.chain.clone();
+        let mut bytes = spoilt[1].to_vec();
+        bytes[place] ^= 1;
+        spoilt[1] = bytes.into();
+        assert!(verify_svid_at_both_ends(&spoilt, &good.bundles(), &known, at(good.now)).is_err(), "{place}");
+    }
+    assert!(CheckedSignature::of(&stranger.chain[1], &stranger.bundles().iter().next().unwrap().clone()).is_err());
+    let refused = verify_svid_at_both_ends(&good.chain, &stranger.bundles(), &known, at(good.now)).unwrap_err();
+    assert!(matches!(refused, VerifyError::UnknownIssuer | VerifyError::BadSignature), "{refused:?}");
 }
 
 #[test]
