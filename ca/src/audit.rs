@@ -1,8 +1,8 @@
 //! The audit log: one JSON line for each decision, on the disk before the decision takes effect. Called by `issue`, `own`
 //! and `upkeep`; nothing is signed for anybody without the [`Recorded`] that only this module makes.
 //!
-//! Records form a chain (`chain`), which is signed each minute by the key of the CA's SVID; one thread writes them (`file`), within
-//! bounds (`room`). `countersign ca audit verify` reads them (their form: `countersign_api::audit`). It must never write a token
+//! Records form a chain (`chain`), which is signed each minute by the key of the CA's SVID; one thread writes them (`file`), as many at once
+//! as are ready (`gather`), within bounds (`room`). `countersign ca audit verify` reads them (their form: `countersign_api::audit`). It must never write a token
 //! or a key.
 
 use std::io;
@@ -20,9 +20,11 @@ use crate::clock::{millis, rfc3339};
 
 mod chain;
 mod file;
+mod gather;
 mod room;
 
-use file::{Checkpoint, Log, Told, Waiting};
+use file::{Checkpoint, Log, Record, Told};
+use gather::Gathered;
 pub use room::{Bounds, Measure};
 
 /// Why a record was not written.
@@ -163,6 +165,7 @@ pub struct Recorded(());
 #[derive(Clone)]
 pub struct Audit {
     queue: mpsc::Sender<Told>,
+    gathered: Arc<Gathered>,
     shared: Arc<Shared>,
 }
 
@@ -190,7 +193,7 @@ pub struct Facts {
     pub checkpoints: u64,
 }
 
-/// Records that wait for the disk; who comes when it is full waits too, within its own deadline.
+/// Batches and ticks on their way to the thread.
 const QUEUE: usize = 1024;
 /// Between two looks at the room.
 const TICK: Duration = Duration::from_secs(1);
@@ -209,19 +212,20 @@ impl Audit {
         let path = &settings.path;
         let log = Log::open(path, settings.bounds, settings.copy)?;
         let shared = Arc::clone(&log.shared);
-        let (queue, waiting) = mpsc::channel(QUEUE);
-        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || log.serve(waiting));
+        let (queue, told) = mpsc::channel(QUEUE);
+        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || log.serve(told));
         thread.map_err(|source| AuditError::Open { path: path.clone(), source })?;
-        Ok(Self { queue, shared })
+        Ok(Self::of(queue, shared))
+    }
+
+    fn of(queue: mpsc::Sender<Told>, shared: Arc<Shared>) -> Self {
+        Self { gathered: Gathered::new(queue.clone()), queue, shared }
     }
 
     /// Writes one record. When this returns `Ok`, it is on the disk.
     pub async fn record(&self, entry: &Entry<'_>, now_ms: u64) -> Result<Recorded, AuditError> {
         let content = serde_json::to_vec(entry).map_err(|error| AuditError::Write(error.to_string()))?;
-        let (done, written) = oneshot::channel();
-        let waiting = Waiting { time: rfc3339(now_ms), content, done };
-        self.queue.send(Told::Record(waiting)).await.map_err(|_| AuditError::Closed)?;
-        written.await.map_err(|_| AuditError::Closed)??;
+        self.gathered.write(Record { time: rfc3339(now_ms), content }).await?;
         Ok(Recorded(()))
     }
 
@@ -327,17 +331,17 @@ impl Audit {
 
     /// A log on an open file.
     pub(crate) fn on(file: std::fs::File) -> Self {
-        let (queue, waiting) = mpsc::channel(QUEUE);
+        let (queue, told) = mpsc::channel(QUEUE);
         let log = Log::on(file);
         let shared = Arc::clone(&log.shared);
-        std::thread::spawn(move || log.serve(waiting));
-        Self { queue, shared }
+        std::thread::spawn(move || log.serve(told));
+        Self::of(queue, shared)
     }
 
     /// A log whose disk never answers, and what waits for it.
     pub(crate) fn stuck() -> (Self, impl Sized) {
-        let (queue, waiting) = mpsc::channel(QUEUE);
-        (Self { queue, shared: Arc::new(Shared::new(0)) }, waiting)
+        let (queue, told) = mpsc::channel(QUEUE);
+        (Self::of(queue, Arc::new(Shared::new(0))), told)
     }
 }
 

@@ -23,17 +23,23 @@ use super::{AuditError, Entry, Event, Shared};
 
 /// What the thread is told.
 pub enum Told {
-    /// Write this.
-    Record(Waiting),
+    /// Write these.
+    Records(Batch),
     /// A second or so has passed: measure the room, and write a checkpoint if one is due or the log did not work.
     Tick(Checkpoint),
 }
 
-/// A record that waits, and who waits for it.
-pub struct Waiting {
+/// A record that is not yet in the chain.
+pub struct Record {
     pub time: String,
+    /// A JSON object.
     pub content: Vec<u8>,
-    pub done: oneshot::Sender<Result<(), AuditError>>,
+}
+
+/// Records that came together, and who waits for what became of each.
+pub struct Batch {
+    pub records: Vec<Record>,
+    pub done: oneshot::Sender<Vec<Result<(), AuditError>>>,
 }
 
 /// What a checkpoint needs.
@@ -49,8 +55,8 @@ pub struct Checkpoint {
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(CHECKPOINT_EVERY_S);
-/// Records that are written at once.
-const BATCH: usize = 1024;
+/// No further batch is taken once so many records are to be written at once.
+const AT_ONCE: usize = 1024;
 /// What the chain puts before a record's content is shorter.
 const HEAD: usize = 256;
 /// A checkpoint with its certificates is shorter.
@@ -132,22 +138,25 @@ impl Log {
         }
     }
 
-    pub fn serve(mut self, mut waiting: mpsc::Receiver<Told>) {
-        while let Some(first) = waiting.blocking_recv() {
-            let mut batch = Vec::new();
+    pub fn serve(mut self, mut told: mpsc::Receiver<Told>) {
+        while let Some(first) = told.blocking_recv() {
+            let (mut batches, mut records) = (Vec::new(), 0);
             let mut tick = None;
             let mut next = Some(first);
-            while let Some(told) = next.take() {
-                match told {
-                    Told::Record(one) => batch.push(one),
+            while let Some(one) = next.take() {
+                match one {
+                    Told::Records(batch) => {
+                        records += batch.records.len();
+                        batches.push(batch);
+                    }
                     Told::Tick(one) => tick = Some(one),
                 }
-                if batch.len() < BATCH && tick.is_none() {
-                    next = waiting.try_recv().ok();
+                if records < AT_ONCE && tick.is_none() {
+                    next = told.try_recv().ok();
                 }
             }
-            if !batch.is_empty() {
-                self.records(batch);
+            if !batches.is_empty() {
+                self.records(batches);
             }
             if let Some(tick) = tick {
                 self.tick(tick);
@@ -155,29 +164,29 @@ impl Log {
         }
     }
 
-    fn records(&mut self, batch: Vec<Waiting>) {
-        let more: usize = batch.iter().map(|one| one.content.len() + HEAD).sum();
-        let time = batch.first().map_or_else(String::new, |one| one.time.clone());
+    fn records(&mut self, batches: Vec<Batch>) {
+        let records = || batches.iter().flat_map(|batch| &batch.records);
+        let more: usize = records().map(|one| one.content.len() + HEAD).sum();
+        let time = records().next().map_or_else(String::new, |one| one.time.clone());
         let (mut chain, mut bytes) = match self.prepare(more as u64, &time) {
             Ok(begun) => begun,
             Err(error) => {
-                for one in batch {
-                    let _ = one.done.send(Err(self.failed(&error)));
+                for Batch { records, done } in batches {
+                    let _ = done.send(records.iter().map(|_| Err(self.failed(&error))).collect());
                 }
                 return;
             }
         };
-        let mut good = Vec::with_capacity(batch.len());
-        for one in batch {
-            match chain.append(&one.time, &one.content, &mut bytes) {
-                Ok(()) => good.push(one.done),
-                Err(error) => drop(one.done.send(Err(error))),
-            }
+        let mut chained = Vec::with_capacity(batches.len());
+        for Batch { records, done } in batches {
+            let outcomes: Vec<_> =
+                records.iter().map(|one| chain.append(&one.time, &one.content, &mut bytes)).collect();
+            chained.push((outcomes, done));
         }
         let written = self.commit(&bytes, chain);
-        for done in good {
-            let result = written.as_ref().map(drop).map_err(|error| AuditError::Write(error.to_string()));
-            let _ = done.send(result);
+        for (outcomes, done) in chained {
+            let on_disk = || written.as_ref().map(drop).map_err(|error| AuditError::Write(error.to_string()));
+            let _ = done.send(outcomes.into_iter().map(|outcome| outcome.and_then(|()| on_disk())).collect());
         }
     }
 

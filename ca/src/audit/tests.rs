@@ -285,10 +285,7 @@ async fn a_log_that_was_tampered_with_at_its_end_is_gone_on_with_in_a_new_chain(
 async fn a_closed_log_refuses() {
     let (queue, waiting) = mpsc::channel(1);
     drop(waiting);
-    assert!(matches!(
-        Audit { queue, shared: Arc::new(Shared::new(0)) }.record(&entry(), 1).await,
-        Err(AuditError::Closed)
-    ));
+    assert!(matches!(Audit::of(queue, Arc::new(Shared::new(0))).record(&entry(), 1).await, Err(AuditError::Closed)));
 }
 
 #[test]
