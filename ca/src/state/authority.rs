@@ -414,7 +414,8 @@ pub(crate) fn date(at: UnixTime) -> Result<OffsetDateTime, time::error::Componen
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |half: u8| char::from(b"0123456789abcdef"[usize::from(half)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
