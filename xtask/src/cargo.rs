@@ -26,16 +26,16 @@ pub fn cargo() -> Command {
     command
 }
 
-/// jemalloc is built by `make`; without it the sidecar uses the system's allocator.
+/// jemalloc is built by `make`; without it sidecar and CA use the system's allocator.
 pub fn features() -> &'static [&'static str] {
     if programs::find("make").is_some() { &[] } else { &["--no-default-features"] }
 }
 
-/// Says, once, when the sidecar is built without jemalloc.
+/// Says, once, when sidecar and CA are built without jemalloc.
 pub fn say_features() {
     if !features().is_empty() {
         println!(
-            "No `make`: the sidecar is built with the system's allocator instead of jemalloc (more memory when idle)."
+            "No `make`: sidecar and CA are built with the system's allocator instead of jemalloc (more memory when idle, slower signing)."
         );
     }
 }

@@ -45,7 +45,7 @@ const EVERYWHERE: &[For] = &[For::Demo, For::Test, For::Bench, For::Cluster];
 
 /// Every program, once, and who needs it.
 pub const PROGRAMS: &[Program] = &[
-    program("make", "make", "building jemalloc, the sidecar's allocator", BUILD),
+    program("make", "make", "building jemalloc, the allocator of sidecar and CA", BUILD),
     program("ip", "iproute2", "virtual pods: namespaces, links, addresses", EVERYWHERE),
     program("nsenter", "util-linux", "running a command inside a virtual pod", EVERYWHERE),
     program("unshare", "util-linux", "private namespaces", EVERYWHERE),
