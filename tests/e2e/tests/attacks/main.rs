@@ -32,6 +32,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("a_peer_that_never_reads_is_cut_when_its_certificate_ends", client::never_reads),
     ("a_sidecar_without_a_port_blames_itself_and_says_that_it_is_overloaded", client::no_port_left),
     ("bytes_that_a_server_took_are_never_sent_twice", server::never_twice),
+    ("a_link_on_which_a_server_refused_or_reset_is_given_up_though_it_stays_open", server::not_kept),
     ("a_server_that_speaks_before_status_is_not_heard", server::speaks_too_early),
     ("an_answer_kept_for_the_next_connection_does_not_reach_it", server::answer_beforehand),
     ("a_broken_handshake_never_sends_a_service's_client_to_a_plain_endpoint", server::never_downgraded),

@@ -239,6 +239,35 @@ async fn ask(port: u16, to: std::net::SocketAddr) -> Result<(Vec<u8>, bool)> {
     Ok((answer, ended.is_err()))
 }
 
+/// A server that refuses or resets, and holds the link open for the next: it is given up, and the next connection has one of its own.
+pub fn not_kept(world: &World) -> Result<()> {
+    let denied = [&[5, 0, 0, 9, 1][..], &[7; 8]].concat();
+    for answer in [denied, UNREACHABLE.to_vec(), [&ACCEPTED[..], &RST].concat()] {
+        let (port, ca) = (world.port(), stolen(world)?);
+        let to = address(&world.unguarded, port);
+        let listener = world.unguarded.run(|| async { TcpListener::bind(to).await?.into_std() })?;
+        let words = answer.clone();
+        let refusing = world.unguarded.start(move || async move {
+            let listener = TcpListener::from_std(listener)?;
+            for number in 1..=2 {
+                let accepted = timeout(LIMIT, listener.accept()).await.with_context(|| format!("no link {number}"))?;
+                let mut rude = Rude::accept(accepted?.0, &ca, "unguarded").await?;
+                rude.hears(1).await?;
+                rude.hears(2).await?;
+                rude.say(&words).await?;
+                rude.is_cut(LIMIT).await.with_context(|| format!("link {number}"))?;
+            }
+            anyhow::Ok(())
+        })?;
+        for _ in 0..2 {
+            let (said, reset) = world.frontend.run(|| ask(port, to))?;
+            ensure!(said.is_empty() && reset, "{answer:x?}: {said:?}, reset: {reset}");
+        }
+        refusing.join().with_context(|| format!("{answer:x?}"))?;
+    }
+    Ok(())
+}
+
 pub fn never_twice(world: &World) -> Result<()> {
     for (answer, tries) in [
         (ACCEPTED.to_vec(), 1),
