@@ -27,7 +27,7 @@ pub enum Command {
     Demo(DemoArgs),
     /// Puts a load on a service and tells its latency
     Bench(crate::bench::BenchArgs),
-    /// Asks running processes how they are
+    /// Asks running processes how they are: on this machine, or with --kubectl in a cluster
     Status(StatusArgs),
     /// Explains a denial: who was seen, each rule tried, and what would let it in
     Explain(ExplainArgs),
@@ -84,15 +84,21 @@ pub enum DemoCommand {
     },
 }
 
-/// Which processes are asked.
+/// Which processes are asked, and how.
 #[derive(Debug, clap::Args)]
-pub struct SocketArgs {
+pub struct PlaceArgs {
     /// An admin socket; may be given several times
     #[arg(long = "socket", value_name = "PATH")]
     pub sockets: Vec<PathBuf>,
     /// A folder of admin sockets (*.sock, in sub-folders too); may be given several times
     #[arg(long = "dir", value_name = "FOLDER")]
     pub dirs: Vec<PathBuf>,
+    /// Through `kubectl exec`, in the cluster that kubectl speaks to: every pod with a sidecar
+    #[arg(long, conflicts_with_all = ["sockets", "dirs"])]
+    pub kubectl: bool,
+    /// With --kubectl: the sidecars of this namespace alone
+    #[arg(short, long, value_name = "NAME", requires = "kubectl")]
+    pub namespace: Option<String>,
 }
 
 /// How the CA is reached.
@@ -168,7 +174,10 @@ pub enum ReportCommand {
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
     #[command(flatten)]
-    pub sockets: SocketArgs,
+    pub places: PlaceArgs,
+    /// With --kubectl: where controller and CA are
+    #[arg(long, value_name = "NAME", requires = "kubectl", default_value = countersign_api::names::SYSTEM_NAMESPACE)]
+    pub system_namespace: String,
     /// Again and again, until Ctrl-C
     #[arg(long)]
     pub watch: bool,
@@ -182,7 +191,7 @@ pub struct ExplainArgs {
     /// The denial's id, as both sides log it: 16 hex digits
     pub id: String,
     #[command(flatten)]
-    pub sockets: SocketArgs,
+    pub places: PlaceArgs,
     /// An access log to look in when no proxy remembers it; may be given several times
     #[arg(long = "log", value_name = "FILE")]
     pub logs: Vec<PathBuf>,
@@ -200,7 +209,7 @@ pub struct WhyArgs {
     #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
     pub source_ip: std::net::IpAddr,
     #[command(flatten)]
-    pub sockets: SocketArgs,
+    pub places: PlaceArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,16 +6,19 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use countersign_policy::{Attempt, Egress, Modes, Mtls, PolicySet, Posture, Principal, Received, Source, Trace, trace};
 use serde_json::{Value, json};
 
 use crate::args::{ExplainArgs, WhyArgs};
-use crate::output::{self, Format, Verdict};
-use crate::status::{admin, sockets};
+use crate::cluster::block_on;
+use crate::output::{self, Format, Verdict, harmless};
+use crate::places::{self, Place, Whose};
 
 /// Longest line of a log that is looked at.
 const MAX_LINE: usize = 64 * 1024;
+/// Pods that are named where one was not found.
+const NAMED: usize = 20;
 
 /// Asks every proxy for one denial, then the logs.
 pub fn run(args: &ExplainArgs, format: Format) -> Result<Verdict> {
@@ -26,21 +29,28 @@ pub fn run(args: &ExplainArgs, format: Format) -> Result<Verdict> {
         args.id
     );
     let mut unasked = Vec::new();
-    let places = match sockets(&args.sockets) {
-        Ok(places) => places,
+    let asked = async {
+        let places = places::find(&args.places, Whose::Sidecars).await?;
+        places::ask(places, &format!("/denials/{id}"), |answer| matches!(answer, Ok(Some(_)))).await
+    };
+    let answers = match block_on(asked) {
+        Ok(answers) => answers,
         // Logs alone may do.
-        Err(_) if !args.logs.is_empty() => Vec::new(),
+        Err(_) if !args.logs.is_empty() && !args.places.kubectl => Vec::new(),
         Err(error) => return Err(error),
     };
-    for socket in places {
-        match ask(&socket, &format!("/denials/{id}")) {
-            Ok(Some(explained)) => {
-                let text = explained["text"].as_str().unwrap_or_default().to_owned();
+    for (place, answer) in answers {
+        match answer {
+            Ok(Some(mut explained)) => {
+                let text = said_by(&place) + explained["text"].as_str().unwrap_or_default();
+                if let Value::Object(explained) = &mut explained {
+                    explained.extend(place.value());
+                }
                 output::either(format, &explained, || harmless(&text))?;
                 return Ok(Verdict::Yes);
             }
             Ok(None) => {}
-            Err(error) => unasked.push(format!("{}: {error:#}", socket.display())),
+            Err(error) => unasked.push(places::problem(&place, &error)),
         }
     }
     let mut lines = Vec::new();
@@ -59,6 +69,11 @@ pub fn run(args: &ExplainArgs, format: Format) -> Result<Verdict> {
         format!("{id}: no proxy that was asked remembers it, and no log that was given has it\n")
     })?;
     Ok(if unasked.is_empty() { Verdict::No } else { Verdict::Unknown })
+}
+
+/// Whose word it is: in a cluster whoever may make a pod may put a program of his own in a sidecar's place.
+fn said_by(place: &Place) -> String {
+    place.sidecar_of().map_or_else(String::new, |pod| format!("said by the sidecar of {pod}:\n"))
 }
 
 /// Access-log lines of either side.
@@ -99,7 +114,7 @@ pub fn why(args: &WhyArgs, format: Format) -> Result<Verdict> {
     let (workload, port) = args.to.rsplit_once(':').context("--to wants WORKLOAD:PORT")?;
     let port: u16 = port.parse().ok().filter(|port| *port > 0).context("--to wants a port from 1 to 65535")?;
     let principal = args.from.as_deref().map(Principal::parse).transpose().context("--from wants a SPIFFE id")?;
-    let (name, dump) = dump_of(args, workload)?;
+    let (name, dump) = block_on(dump_of(args, workload))?;
     let rules = rules(&dump)?;
     let source = principal.as_ref().map_or(Source::Unauthenticated, Source::Authenticated);
     let trace: Trace = trace(&rules, &Attempt { source, source_ip: args.source_ip, port });
@@ -113,30 +128,57 @@ pub fn why(args: &WhyArgs, format: Format) -> Result<Verdict> {
 }
 
 /// The configuration of the one sidecar whose pod is called so: `namespace/name`, or the name alone.
-fn dump_of(args: &WhyArgs, workload: &str) -> Result<(String, Value)> {
-    let mut found = Vec::new();
-    let mut seen = Vec::new();
-    for socket in sockets(&args.sockets)? {
-        let Ok(Some(status)) = ask(&socket, "/status") else {
-            continue;
-        };
-        let (Some(namespace), Some(pod)) = (status["pod"]["namespace"].as_str(), status["pod"]["name"].as_str()) else {
-            continue;
-        };
-        let name = format!("{namespace}/{pod}");
-        if workload == name || workload == pod {
-            found.push((name, socket));
-        } else {
-            seen.push(name);
+async fn dump_of(args: &WhyArgs, workload: &str) -> Result<(String, Value)> {
+    let (sidecars, unasked) = sidecars(places::find(&args.places, Whose::Sidecars).await?).await?;
+    let is_called = |name: &str| name == workload || name.split_once('/').is_some_and(|(_, pod)| pod == workload);
+    let (found, others): (Vec<_>, Vec<_>) = sidecars.into_iter().partition(|(name, _)| is_called(name));
+    match found.as_slice() {
+        [(name, place)] => {
+            let dump = place.get("/config_dump").await.map_err(|error| anyhow!(places::problem(place, &error)))?;
+            Ok((name.clone(), dump.context("this sidecar shows no configuration")?))
+        }
+        [] => {
+            let seen: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
+            let mut problem = format!("no sidecar of {workload} was found; there are: {}", some(&seen));
+            if !unasked.is_empty() {
+                let unasked: Vec<_> = unasked.iter().map(String::as_str).collect();
+                problem += &format!("; not answered: {}", some(&unasked));
+            }
+            bail!(problem)
+        }
+        several => bail!("{} sidecars have that name: say namespace/name", several.len()),
+    }
+}
+
+/// Sidecars by the names of their pods, `namespace/name`, which a socket is asked for; and what did not answer.
+async fn sidecars(places: Vec<Place>) -> Result<(Vec<(String, Place)>, Vec<String>)> {
+    let (mut sidecars, mut nameless, mut unasked) = (Vec::new(), Vec::new(), Vec::new());
+    for place in places {
+        match place.sidecar_of() {
+            Some(name) => sidecars.push((name, place)),
+            None => nameless.push(place),
         }
     }
-    match found.as_slice() {
-        [(name, socket)] => {
-            let dump = ask(socket, "/config_dump")?.context("this sidecar shows no configuration")?;
-            Ok((name.clone(), dump))
+    for (place, answer) in places::ask(nameless, "/status", |_| false).await? {
+        match answer {
+            Ok(Some(status)) => {
+                if let (Some(namespace), Some(pod)) =
+                    (status["pod"]["namespace"].as_str(), status["pod"]["name"].as_str())
+                {
+                    sidecars.push((format!("{namespace}/{pod}"), place));
+                }
+            }
+            Ok(None) => {}
+            Err(error) => unasked.push(places::problem(&place, &error)),
         }
-        [] => bail!("no sidecar of {workload} was found; these answered: {}", seen.join(", ")),
-        several => bail!("{} sidecars have that name: say namespace/name", several.len()),
+    }
+    Ok((sidecars, unasked))
+}
+
+fn some(names: &[&str]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        _ => names[..names.len().min(NAMED)].join(", ") + if names.len() > NAMED { ", ..." } else { "" },
     }
 }
 
@@ -160,16 +202,6 @@ fn rules(dump: &Value) -> Result<PolicySet> {
         Received::from_wire(namespace, name, deny, feature, &json).0
     });
     Ok(PolicySet::compile(trust_domain, modes, revision, received.collect()))
-}
-
-fn ask(socket: &Path, path: &str) -> Result<Option<Value>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
-    runtime.block_on(admin::get(socket, path))
-}
-
-/// Somebody else chose some of these words: nothing in them may act on the terminal.
-fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod inject;
 mod input;
 mod install;
 mod output;
+mod places;
 mod policy;
 mod status;
 

@@ -132,6 +132,11 @@ impl Style {
     }
 }
 
+/// Somebody else chose some of these words: nothing in them may act on the terminal.
+pub fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+}
+
 /// A time span as people say it: the two largest units.
 pub fn span(seconds: i64) -> String {
     let s = seconds.unsigned_abs();

@@ -3,14 +3,18 @@
 //! Called by `ca`. It must never take an answer that it does not understand for a yes.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use countersign_api::names::CA_ACCOUNT;
 use serde_json::Value;
 
 use crate::args::RoadArgs;
-use crate::status::admin;
+use crate::cluster::block_on;
+use crate::places::{admin, kubectl};
+
+/// Any of its pods.
+const TARGET: &str = "deployment/countersign-ca";
 
 /// Exit code of `countersign-ca ask` for a refusal that was told.
 const REFUSED: i32 = 1;
@@ -67,8 +71,7 @@ impl Road {
     fn ask(&self, post: bool, path: &str) -> Result<Answer> {
         match self {
             Self::Socket(socket) => {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
-                let asked = runtime.block_on(admin::call(socket, post, path, LIMIT));
+                let asked = block_on(admin::call(socket, post, path, LIMIT));
                 let (code, body) = asked.with_context(|| socket.display().to_string())?;
                 let value = serde_json::from_slice(&body).context("the answer is not JSON");
                 match code {
@@ -77,29 +80,16 @@ impl Road {
                     code => bail!("{}: {path} was answered with {code}", socket.display()),
                 }
             }
-            Self::Kubectl { namespace } => exec(namespace, post, path),
+            Self::Kubectl { namespace } => {
+                let words = if post { &["--post", path][..] } else { &[path] };
+                let said = block_on(kubectl::ask(namespace, TARGET, CA_ACCOUNT, words, LIMIT + kubectl::LIMIT))?;
+                match said.code {
+                    Some(0) => Ok(Answer::Done(said.json()?)),
+                    // kubectl's own failures have the same code, and say nothing on standard output.
+                    Some(REFUSED) if !said.stdout.is_empty() => Ok(Answer::Refused(said.json()?)),
+                    _ => bail!(said.failure()),
+                }
+            }
         }
-    }
-}
-
-fn exec(namespace: &str, post: bool, path: &str) -> Result<Answer> {
-    let mut command = Command::new("kubectl");
-    command.args([
-        "--namespace",
-        namespace,
-        "exec",
-        "deployment/countersign-ca",
-        "--container",
-        "countersign-ca",
-        "--",
-    ]);
-    command.args(["/countersign-ca", "ask"]).args(post.then_some("--post")).arg(path);
-    let output = command.stdin(std::process::Stdio::null()).output().context("kubectl")?;
-    let value = || serde_json::from_slice(&output.stdout).context("what the CA said is not JSON");
-    match output.status.code() {
-        Some(0) => Ok(Answer::Done(value()?)),
-        // kubectl's own failures have the same code, and say nothing on standard output.
-        Some(REFUSED) if !output.stdout.is_empty() => Ok(Answer::Refused(value()?)),
-        _ => bail!("kubectl exec: {}", String::from_utf8_lossy(&output.stderr).trim()),
     }
 }

@@ -1,6 +1,6 @@
 //! Which pods have a sidecar, and which should: the injector's and the controller's words for it, read from objects. Pure.
 //!
-//! Called by `check` and `uninstall`. It must never take a label of the pod as a sign that it *has* a sidecar.
+//! Called by `check` and `uninstall`, and by `places`. It must never take a label of the pod as a sign that it *has* a sidecar.
 
 use countersign_api::names;
 use serde_json::Value;
@@ -21,8 +21,12 @@ pub fn should(pod: &Value, namespace: Option<&Value>) -> bool {
 
 /// Whether it has not ended and is not about to.
 pub fn is_running(pod: &Value) -> bool {
-    pod["metadata"]["deletionTimestamp"].is_null()
-        && !matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+    pod["metadata"]["deletionTimestamp"].is_null() && !has_ended(pod)
+}
+
+/// Whether all its containers have ended for good.
+pub fn has_ended(pod: &Value) -> bool {
+    matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
 }
 
 /// `namespace/name`.

@@ -5,12 +5,12 @@
 mod api;
 pub mod check;
 mod kinds;
-mod meshed;
+pub mod meshed;
 pub mod uninstall;
 
 use anyhow::{Context, Result};
 
 /// Runs a command's calls.
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?.block_on(work)
 }

@@ -3,18 +3,17 @@
 //! Called by `status`. The three processes say what they are in one shape where they say the same (`ready`, `version`,
 //! `svid`), and in words of their own for the rest; `-o json` shows all of it. What is missing is shown as missing.
 
-use std::path::Path;
-
 use anyhow::Result;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::output;
+use crate::places::Place;
 
 /// The columns.
 pub const HEAD: &[&str] =
-    &["PROCESS", "STATE", "IDENTITY", "SVID ENDS", "BUNDLE", "RULES", "LAG", "OPEN", "DENIALS", "VERSION", "SOCKET"];
+    &["PROCESS", "STATE", "IDENTITY", "SVID ENDS", "BUNDLE", "RULES", "LAG", "OPEN", "DENIALS", "VERSION", "ASKED AT"];
 
 const IDENTITY: &[&str] = &["/own_svid/id", "/svid/id", "/id"];
 const ENDS: &[&str] = &["/own_svid/not_after", "/svid/not_after", "/credentials/not_after"];
@@ -33,16 +32,15 @@ const PROBLEMS: &[&str] = &[
 ];
 
 /// One row; a process that did not answer has one, too. `lag`: seconds for which it has not confirmed its rules, where that is known.
-pub fn row(socket: &Path, answer: &Result<Value>, lag: Option<f64>, now: OffsetDateTime) -> Vec<String> {
+pub fn row(place: &Place, answer: &Result<Value>, lag: Option<f64>, now: OffsetDateTime) -> Vec<String> {
     let Ok(status) = answer else {
-        let name = socket.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let mut row = vec![name, "no answer".to_owned()];
+        let mut row = vec![place.name(), "no answer".to_owned()];
         row.resize(HEAD.len() - 1, "-".to_owned());
-        row.push(socket.display().to_string());
+        row.push(place.to_string());
         return row;
     };
     vec![
-        process(socket, status),
+        process(place, status),
         state(status),
         first(status, IDENTITY).unwrap_or_else(missing),
         first(status, ENDS).map_or_else(missing, |end| ends(&end, now)),
@@ -52,7 +50,7 @@ pub fn row(socket: &Path, answer: &Result<Value>, lag: Option<f64>, now: OffsetD
         open(status).unwrap_or_else(missing),
         first(status, &["/denials/counted"]).unwrap_or_else(missing),
         first(status, &["/version"]).unwrap_or_else(missing),
-        socket.display().to_string(),
+        place.to_string(),
     ]
 }
 
@@ -98,14 +96,13 @@ fn state(status: &Value) -> String {
     }
 }
 
-/// The pod of a sidecar, the account of another process; else what the socket is called.
-fn process(socket: &Path, status: &Value) -> String {
+/// The pod of a sidecar, the account of another process; else what its place is called.
+fn process(place: &Place, status: &Value) -> String {
     if let Some(pod) = first(status, &["/pod/name"]) {
         return format!("{}/{pod}", text(&status["pod"]["namespace"]));
     }
     let account = first(status, IDENTITY).and_then(|id| id.rsplit('/').next().map(str::to_owned));
-    let stem = socket.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    account.or_else(|| first(status, &["/process"])).unwrap_or(stem)
+    account.or_else(|| first(status, &["/process"])).unwrap_or_else(|| place.name())
 }
 
 /// Connections of a sidecar, streams of another process.
@@ -144,7 +141,7 @@ fn said(value: &Value) -> Option<String> {
         Value::Object(error) => return error.get("text").or_else(|| error.get("message")).and_then(said),
         _ => return None,
     };
-    Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+    Some(output::harmless(&text).replace('\n', " "))
 }
 
 /// A problem of the source: where, and what.
@@ -168,6 +165,10 @@ mod tests {
 
     use super::*;
 
+    fn socket(path: &str) -> Place {
+        Place::Socket(path.into())
+    }
+
     fn ca() -> Value {
         json!({
             "version": "0.1.0", "ready": false, "not_ready_because": "our own SVID has expired",
@@ -179,7 +180,7 @@ mod tests {
     #[test]
     fn a_process_that_is_not_ready_is_told_with_its_reason() {
         let now = OffsetDateTime::parse("2026-11-21T11:30:00Z", &Rfc3339).unwrap();
-        let row = row(Path::new("/run/countersign/ca.sock"), &Ok(ca()), None, now);
+        let row = row(&socket("/run/countersign/ca.sock"), &Ok(ca()), None, now);
         assert_eq!(
             row[..5],
             [
@@ -196,8 +197,7 @@ mod tests {
 
     #[test]
     fn a_process_that_does_not_answer_has_a_row() {
-        let row =
-            row(Path::new("/run/x/proxy.sock"), &Err(anyhow::anyhow!("refused")), None, OffsetDateTime::now_utc());
+        let row = row(&socket("/run/x/proxy.sock"), &Err(anyhow::anyhow!("refused")), None, OffsetDateTime::now_utc());
         assert_eq!(row.len(), HEAD.len());
         assert_eq!(row[1], "no answer");
     }
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_shown_as_missing_and_is_not_well() {
-        let row = row(Path::new("/run/x/proxy.sock"), &Ok(json!({})), None, OffsetDateTime::now_utc());
+        let row = row(&socket("/run/x/proxy.sock"), &Ok(json!({})), None, OffsetDateTime::now_utc());
         assert_eq!(row[0], "proxy");
         assert!(row[1..10].iter().all(|cell| cell == "-"), "{row:?}");
         assert!(!is_well(&json!({})));
@@ -229,7 +229,7 @@ mod tests {
             "plaintext_inside_mesh": ["10.77.0.52"],
         });
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
-        let row = row(Path::new("/run/countersign/proxy.sock"), &Ok(status.clone()), Some(0.25), now);
+        let row = row(&socket("/run/countersign/proxy.sock"), &Ok(status.clone()), Some(0.25), now);
         assert_eq!(row[..2], ["shop/backend-1", "draining"]);
         assert_eq!(row[3..9], ["in 1 min", "1", "r7", "0.2 s", "2 in, 0 out", "7"]);
         assert_eq!(problems(&status), ["the CA refused", "drain: draining"]);

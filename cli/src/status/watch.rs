@@ -28,7 +28,7 @@ pub async fn watch(args: &StatusArgs, format: Format) -> Result<Verdict> {
     tokio::pin!(interrupted);
     loop {
         let look = tokio::select! {
-            look = Look::take(&args.sockets) => look?,
+            look = Look::take(args) => look?,
             _ = &mut interrupted => return Ok(verdict),
         };
         verdict = look.verdict();

@@ -1,6 +1,6 @@
 //! One question to an admin socket: HTTP/1.1 over a unix socket.
 //!
-//! Called by `status` and by the demo. It must never wait for ever, nor read without bound.
+//! Called by `places` and `ca`. It must never wait for ever, nor read without bound.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,11 +18,6 @@ const LIMIT: Duration = Duration::from_secs(5);
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// A socket's address holds no more (unix(7)); a longer path is reached through its folder.
 const MAX_PATH: usize = 107;
-
-/// `GET /status`.
-pub async fn status(socket: &Path) -> Result<Value> {
-    get(socket, "/status").await?.context("/status was answered with 404 Not Found")
-}
 
 /// Any `GET`; `None` where the process has nothing there.
 pub async fn get(socket: &Path, path: &str) -> Result<Option<Value>> {
@@ -69,7 +64,7 @@ mod tests {
     use super::*;
 
     /// Answers one connection with `reply`.
-    async fn ask(reply: &'static str) -> Result<Value> {
+    async fn ask(reply: &'static str) -> Result<Option<Value>> {
         let dir = std::env::temp_dir().join(format!("countersign-admin-{}-{}", std::process::id(), reply.len()));
         std::fs::create_dir(&dir).unwrap();
         let path = dir.join("a.sock");
@@ -81,7 +76,7 @@ mod tests {
             assert!(request[..n].starts_with(b"GET /status HTTP/1.1\r\n"));
             stream.write_all(reply.as_bytes()).await.unwrap();
         });
-        let answer = status(&path).await;
+        let answer = get(&path, "/status").await;
         server.await.unwrap();
         std::fs::remove_dir_all(dir).unwrap();
         answer
@@ -89,15 +84,20 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_read() {
-        let answer = ask("HTTP/1.1 200 OK\r\ncontent-length: 16\r\n\r\n{\"ready\": true }").await.unwrap();
+        let answer = ask("HTTP/1.1 200 OK\r\ncontent-length: 16\r\n\r\n{\"ready\": true }").await.unwrap().unwrap();
         assert_eq!(answer["ready"], true);
     }
 
     #[tokio::test]
+    async fn nothing_there_is_no_error() {
+        assert!(ask("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await.unwrap().is_none());
+    }
+
+    #[tokio::test]
     async fn what_is_no_answer_is_an_error() {
-        assert!(ask("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await.is_err());
+        assert!(ask("HTTP/1.1 500 Internal\r\ncontent-length: 0\r\n\r\n").await.is_err());
         assert!(ask("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nno!").await.is_err());
         assert!(ask("SSH-2.0-hello\r\n").await.is_err());
-        assert!(status(Path::new("/no/such.sock")).await.is_err());
+        assert!(get(Path::new("/no/such.sock"), "/status").await.is_err());
     }
 }
