@@ -174,7 +174,7 @@ impl Download {
     pub fn ends(&mut self, limit: Duration) -> Result<String> {
         let status = self.curl.wait(limit)?;
         ensure!(!status.success(), "it came to its end in order");
-        Ok(self.curl.log().join("; "))
+        Ok(self.curl.log_to_its_end(READY).join("; "))
     }
 }
 

@@ -173,6 +173,15 @@ impl Running {
         self.log.lock().newest.iter().cloned().collect()
     }
 
+    /// The same once it has closed its output, or after `limit`: what a program that has ended said last may not be read yet.
+    #[must_use]
+    pub fn log_to_its_end(&self, limit: Duration) -> Vec<String> {
+        let lines = self.log.lock();
+        let waited = self.log.more.wait_timeout_while(lines, limit, |lines| lines.open > 0);
+        let lines = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(lines, _)| lines);
+        lines.newest.iter().cloned().collect()
+    }
+
     /// The first line, from the start of its log on, that `wanted` accepts; waits for it at most `limit`.
     ///
     /// # Errors

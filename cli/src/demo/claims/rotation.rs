@@ -48,8 +48,9 @@ fn rotate(stage: &Stage, say: &mut Say, report: &Path) -> Result<()> {
     });
     ended.with_context(|| command.log().join("; "))?;
     let status = command.wait(LIMIT)?;
+    let log = command.log_to_its_end(LIMIT);
     tell(say, &command, &mut told);
-    ensure!(status.success(), "countersign ca rotate ended with {status}: {}", command.log().join("; "));
+    ensure!(status.success(), "countersign ca rotate ended with {status}: {}", log.join("; "));
     Ok(())
 }
 

@@ -11,6 +11,9 @@ use super::READY;
 use crate::child::Running;
 use crate::wait::wait_for;
 
+/// For what a process said before it ended to be read.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// A GET over a unix socket, as `countersign status` makes it.
 ///
 /// # Errors
@@ -35,7 +38,7 @@ pub(super) fn become_ready(process: &mut Running, what: &str, ready: &Path) -> R
         Ok(())
     });
     waited.with_context(|| {
-        let log = process.log();
+        let log = if process.ended() { process.log_to_its_end(LAST_WORDS) } else { process.log() };
         format!("its log ends:\n{}", log[log.len().saturating_sub(20)..].join("\n"))
     })
 }
