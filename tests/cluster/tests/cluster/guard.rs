@@ -14,7 +14,38 @@ pub const PROMISES: &[Promise] = &[
     ("a_taken_over_injector_can_make_no_secret", Others, taken_over),
     ("where_pod_security_forbids_the_sidecar_admission_says_so_clearly", Others, pod_security),
     ("kubectl_debug_works_but_not_as_the_sidecars_user", Others, debug),
+    ("what_the_injector_warns_of_and_refuses_reaches_who_applies_it", Others, answers),
 ];
+
+/// The injector's golden pods, shown to the API server (`--dry-run=server`).
+fn answers(cluster: &Cluster) -> Result<()> {
+    let namespace = meshed(cluster, "guard-answers")?;
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../injector/tests/golden");
+    let read = |name: &str| std::fs::read_to_string(format!("{golden}/{name}")).with_context(|| name.to_owned());
+    let show = |name: &str| {
+        let file = format!("{golden}/{name}.in.yaml");
+        let args = ["-n", namespace.name, "create", "--dry-run=server", "-o", "json", "-f", &file];
+        let output = cluster.kubectl_command(&args).output().context("kubectl")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok::<_, anyhow::Error>((output.status.success().then_some(output.stdout), said))
+    };
+    for (name, sidecar) in [("warnings", true), ("host-network", false)] {
+        let (made, said) = show(name)?;
+        let pod: Value = serde_json::from_slice(&made.with_context(|| format!("{name}: {said}"))?)?;
+        let out = read(&format!("{name}.out.yaml"))?;
+        let warnings: Vec<_> = out.lines().filter_map(|line| line.strip_prefix("# warning: ")).collect();
+        ensure!(!warnings.is_empty() && warnings.iter().all(|warning| said.contains(warning)), "{name}: {said}");
+        let inits = pod["spec"]["initContainers"].as_array().map_or(0, Vec::len);
+        ensure!(inits == if sidecar { 2 } else { 0 }, "{name}: {pod}");
+    }
+    for name in ["refused-annotation", "refused-uid", "refused-pod-uid", "refused-port"] {
+        let (made, said) = show(name)?;
+        ensure!(made.is_none(), "{name} came in");
+        let refusal = read(&format!("{name}.refused.txt"))?;
+        ensure!(refusal.lines().all(|line| said.contains(line.trim())), "{name}: {said}");
+    }
+    Ok(())
+}
 
 /// A pod as the injector made it, to be changed by hand: left out of injection, on no node yet.
 pub fn by_hand(namespace: &Namespace<'_>, of: &str, name: &str) -> Result<Value> {

@@ -123,6 +123,21 @@ fn injector(cluster: &Cluster) -> Result<()> {
             ensure!(why.contains(&format!("failed calling webhook \"{webhook}\"")), "{why}");
             Ok(())
         };
+        // What the schema says of rules the API server judges by itself (CEL), before it asks anybody.
+        for (spec, says) in [
+            ("{action: Allow, rules: []}", "a policy needs at least one rule"),
+            (
+                "{action: Allow, selector: {matchLabels: {}}, rules: [{from: [{namespaces: [x]}]}]}",
+                "leave `selector` out",
+            ),
+        ] {
+            let rule = format!(
+                "apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: bad}}\nspec: {spec}\n"
+            );
+            let Err(why) = plain.apply(&rule) else { anyhow::bail!("it came in: {spec}") };
+            let why = format!("{why:#}");
+            ensure!(why.contains(says) && !why.contains("failed calling webhook"), "{why}");
+        }
         let by_namespace = labelled.apply(&POD.replace("LABEL", "").replace("NAME", "held"));
         refused(by_namespace, "namespace.inject.countersign.dev")?;
         let by_itself = POD.replace("LABEL", ", countersign.dev/inject: enabled").replace("NAME", "held");
