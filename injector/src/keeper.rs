@@ -54,8 +54,9 @@ impl Ring {
         let too_long = |pair: &Pair| pair.ends.saturating_sub(pair.made) > terms.life.as_secs();
         if pairs.last().is_none_or(|newest| half(newest) <= now || too_long(newest)) {
             let mut pair = Pair::make(&terms.names, now, terms.life)?;
-            if !pairs.is_empty() {
-                pair.serve_from = now.saturating_add(terms.announced());
+            // Not so late that the last one has ended: an operator may have made the life longer.
+            if let Some(left) = pairs.iter().map(|pair| pair.ends - now).max() {
+                pair.serve_from = now.saturating_add(terms.announced().min(left / 2));
             }
             pairs.push(pair);
         }
@@ -64,10 +65,11 @@ impl Ring {
         Ok(Self { pairs })
     }
 
-    /// The pair to serve: the newest whose time has come.
+    /// The pair to serve: the newest whose time has come, or, if there is none, the newest.
     #[must_use]
     pub fn serving(&self, now: u64) -> Option<&Pair> {
-        self.pairs.iter().rev().find(|pair| pair.serve_from <= now && pair.ends > now)
+        let living = || self.pairs.iter().rev().filter(|pair| pair.ends > now);
+        living().find(|pair| pair.serve_from <= now).or_else(|| living().next())
     }
 
     /// The roots that the API server must know, old and new.
@@ -136,6 +138,30 @@ mod tests {
         assert_eq!((shorter.len(), shorter.pairs[1].ends), (2, START + 61));
         assert_eq!(shorter.tended(&short, START + 2).unwrap(), shorter, "once");
         assert_eq!(first.tended(&long, START + 1).unwrap(), first);
+    }
+
+    #[test]
+    fn a_life_made_longer_leaves_no_gap_between_the_old_pair_and_the_new() {
+        let short = Terms { life: Duration::from_secs(60), ..terms() };
+        let mut ring = Ring::default().tended(&short, START).unwrap();
+        for now in START + 1..START + 300 {
+            ring = at(&ring, now);
+            let serving = ring.serving(now).unwrap();
+            assert!(serving.ends > now);
+            if now >= START + 60 {
+                assert_eq!(serving.ends - serving.made, DAY);
+            }
+        }
+        let second = &ring.pairs[0];
+        assert_eq!((second.made, second.serve_from), (START + 30, START + 45), "announced for half of what was left");
+    }
+
+    #[test]
+    fn where_no_pairs_time_has_come_the_newest_is_served_all_the_same() {
+        let mut ring = at(&Ring::default(), START);
+        ring.pairs[0].serve_from = START + 100;
+        assert_eq!(ring.serving(START), ring.pairs.first());
+        assert_eq!(ring.serving(START + DAY), None, "never one that has ended");
     }
 
     #[test]

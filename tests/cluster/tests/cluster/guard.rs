@@ -29,7 +29,7 @@ fn answers(cluster: &Cluster) -> Result<()> {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         Ok::<_, anyhow::Error>((output.status.success().then_some(output.stdout), said))
     };
-    for (name, sidecar) in [("warnings", true), ("host-network", false)] {
+    for (name, sidecar) in [("warnings", true), ("warnings-host-pid", true), ("host-network", false)] {
         let (made, said) = show(name)?;
         let pod: Value = serde_json::from_slice(&made.with_context(|| format!("{name}: {said}"))?)?;
         let out = read(&format!("{name}.out.yaml"))?;
