@@ -158,11 +158,6 @@ impl Stage {
         Ok(self.mesh.system().command(own_program().here()?).args(args.iter().copied()))
     }
 
-    /// The CA's admin socket.
-    pub fn ca_socket(&self) -> PathBuf {
-        self.mesh.folder().join("ca/state/admin.sock")
-    }
-
     /// Where a program of the demo may write.
     pub fn scratch(&self, name: &str) -> PathBuf {
         self.folder.join(name)

@@ -255,7 +255,23 @@ impl Mesh {
     /// # Errors
     /// If it does not answer.
     pub fn ca_status(&self) -> Result<Value> {
-        admin_get(&self.folder.join("ca/state/admin.sock"), "/status")
+        admin_get(&self.ca_socket(), "/status")
+    }
+
+    /// The CA's admin socket.
+    #[must_use]
+    pub fn ca_socket(&self) -> PathBuf {
+        self.folder.join("ca/state/admin.sock")
+    }
+
+    /// The roots that pods start with, each as PEM.
+    ///
+    /// # Errors
+    /// If the public bundle cannot be read.
+    pub fn roots(&self) -> Result<Vec<String>> {
+        let text = fs::read_to_string(self.bundle()).context("the bundle")?;
+        let blocks = text.split("-----END CERTIFICATE-----").map(str::trim);
+        Ok(blocks.filter(|block| !block.is_empty()).map(str::to_owned).collect())
     }
 
     /// `host:port` of the CA.

@@ -16,13 +16,27 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use countersign_kit::mesh::MeshPod;
-use countersign_kit::wait_until;
+use countersign_kit::{PodCommand, wait_until};
 use serde_json::Value;
 
+use super::say::Say;
 use super::stage::Stage;
 
 /// Log lines follow the end of a connection within this.
 const LOGGED: Duration = Duration::from_secs(5);
+
+/// `countersign`, as an operator types it: said, and ready to run.
+fn typed(stage: &Stage, say: &Say, args: &[&str]) -> Result<PodCommand> {
+    say.command("system", &format!("countersign {}", args.join(" ")));
+    stage.countersign(args)
+}
+
+/// The same to its end, well: what it says, each line of which is a fact.
+fn answered(stage: &Stage, say: &mut Say, args: &[&str]) -> Result<String> {
+    let text = typed(stage, say, args)?.succeed()?;
+    text.lines().for_each(|line| say.fact(line));
+    Ok(text)
+}
 
 /// Waits for `count` access-log lines of the pods' sidecars that `wanted` accepts.
 fn wait_for_lines(pods: &[&MeshPod], count: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Vec<Value>> {

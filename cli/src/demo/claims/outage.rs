@@ -34,9 +34,10 @@ pub fn check(stage: &Stage, say: &mut Say) -> Result<()> {
         stage.mesh.start_ca()?;
         let back = Instant::now();
         wait_until(RENEWED, || {
-            let (now, mut old) = (serials(stage)?, stage.meshed().into_iter().zip(&before));
-            let left = old.position(|(_, serial)| now.contains(serial));
-            ensure!(left.is_none(), "{} has its old SVID", stage.meshed()[left.unwrap_or(0)].name());
+            let now = serials(stage)?;
+            for (pod, (old, new)) in stage.meshed().into_iter().zip(before.iter().zip(&now)) {
+                ensure!(old != new, "{} has its old SVID", pod.name());
+            }
             Ok(())
         })
         .context("the CA is back")?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use countersign_kit::{Running, wait_until};
 use serde_json::Value;
 
-use super::traffic;
+use super::{answered, traffic, typed};
 use crate::demo::say::Say;
 use crate::demo::stage::Stage;
 
@@ -18,28 +18,19 @@ const LIMIT: Duration = Duration::from_secs(90);
 
 /// Shows and checks it.
 pub fn check(stage: &Stage, say: &mut Say) -> Result<()> {
-    let (processes, before) = (stage.processes()?, roots(stage)?);
+    let (processes, before) = (stage.processes()?, stage.mesh.roots()?);
     let report = stage.scratch("rotation.json");
     traffic::meanwhile(stage, say, |say| rotate(stage, say, &report))?;
-    let after = roots(stage)?;
+    let after = stage.mesh.roots()?;
     ensure!(before.len() == 1 && after.len() == 1 && before != after, "the bundle is not the new root alone");
     ensure!(stage.processes()? == processes, "a process was started anew");
     say.fact("no sidecar was started anew; the bundle holds the new root alone");
     verified(stage, say, &report)
 }
 
-/// The roots that are vouched for.
-fn roots(stage: &Stage) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(stage.mesh.bundle()).context("the bundle")?;
-    let blocks = text.split_inclusive("-----END CERTIFICATE-----").map(str::trim);
-    Ok(blocks.filter(|block| !block.is_empty()).map(str::to_owned).collect())
-}
-
 fn rotate(stage: &Stage, say: &mut Say, report: &Path) -> Result<()> {
-    let (socket, file) = (stage.ca_socket().display().to_string(), report.display().to_string());
-    let args = ["ca", "rotate", "--socket", &socket, "--report", &file];
-    say.command("system", &format!("countersign {}", args.join(" ")));
-    let mut command = stage.countersign(&args)?.spawn()?;
+    let (socket, file) = (stage.mesh.ca_socket().display().to_string(), report.display().to_string());
+    let mut command = typed(stage, say, &["ca", "rotate", "--socket", &socket, "--report", &file])?.spawn()?;
     let mut told = 0;
     let ended = wait_until(LIMIT, || {
         let ended = command.ended();
@@ -65,11 +56,7 @@ fn tell(say: &mut Say, command: &Running, told: &mut usize) {
 
 fn verified(stage: &Stage, say: &mut Say, report: &Path) -> Result<()> {
     let (file, bundle) = (report.display().to_string(), stage.mesh.bundle().display().to_string());
-    let args = ["ca", "report", "verify", &file, "--bundle", &bundle];
-    say.command("system", &format!("countersign {}", args.join(" ")));
-    for line in stage.countersign(&args)?.succeed()?.lines() {
-        say.fact(line.to_owned());
-    }
+    answered(stage, say, &["ca", "report", "verify", &file, "--bundle", &bundle])?;
     let report: Value = serde_json::from_slice(&std::fs::read(report)?).context("the report")?;
     let totals = &report["report"]["totals"];
     // The sidecars and the controller.

@@ -5,9 +5,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use countersign_kit::mesh::MeshPod;
 use serde_json::Value;
 
-use super::{text, wait_for_lines};
+use super::{answered, text, wait_for_lines};
 use crate::demo::apps::{self, Download, LONG_PATH};
 use crate::demo::say::{Say, millis};
 use crate::demo::stage::Stage;
@@ -22,8 +23,8 @@ pub fn check(stage: &Stage, say: &mut Say) -> Result<()> {
         "a further rule, shop/visit, lets intruder in; frontend and intruder both read a long answer of backend-1",
     );
     let url = stage.pod_url(&stage.backends[0], LONG_PATH);
-    let mut stays = open(stage, say, "frontend", &url).context("frontend")?;
-    let mut goes = open(stage, say, "intruder", &url).context("intruder, which a rule lets in")?;
+    let mut stays = open(stage, say, &stage.frontend, &url).context("frontend")?;
+    let mut goes = open(stage, say, &stage.intruder, &url).context("intruder, which a rule lets in")?;
     stage.expel_intruder()?;
     let began = Instant::now();
     let last_words = goes.ends(ENDS).context("the rule is gone, and intruder's connection")?;
@@ -35,10 +36,9 @@ pub fn check(stage: &Stage, say: &mut Say) -> Result<()> {
     explained(stage, say)
 }
 
-fn open(stage: &Stage, say: &Say, who: &str, url: &str) -> Result<Download> {
-    let pod = if who == "frontend" { &stage.frontend } else { &stage.intruder };
-    let download = Download::start(pod, url, stage.scratch(&format!("{who}.out")))?;
-    say.command(who, download.line());
+fn open(stage: &Stage, say: &Say, pod: &MeshPod, url: &str) -> Result<Download> {
+    let download = Download::start(pod, url, stage.scratch(&format!("{}.out", pod.name())))?;
+    say.command(pod.name(), download.line());
     Ok(download)
 }
 
@@ -53,12 +53,7 @@ fn explained(stage: &Stage, say: &mut Say) -> Result<()> {
     let lines = wait_for_lines(&[&stage.backends[0]], 1, "intruder's denial", denied)?;
     let id = lines.last().map(|line| text(line, "denial_id").to_owned()).unwrap_or_default();
     let sockets = stage.sockets().display().to_string();
-    let args = ["explain", &id, "--dir", &sockets];
-    say.command("system", &format!("countersign {}", args.join(" ")));
-    let explained = stage.countersign(&args)?.succeed()?;
-    for line in explained.lines() {
-        say.fact(line.to_owned());
-    }
+    let explained = answered(stage, say, &["explain", &id, "--dir", &sockets])?;
     for part in [id.as_str(), &stage.intruder_id, "shop/frontend-to-backend", "add shop/intruder to"] {
         ensure!(explained.contains(part), "the explanation does not say {part:?}");
     }

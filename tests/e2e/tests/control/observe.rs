@@ -243,7 +243,7 @@ pub fn config_dump(inside: &Inside) -> Result<()> {
     ensure!(read["config"]["id"] == CLIENT_ID, "{read}");
     ensure!(read["discovery"]["addresses"].to_string().contains(SERVER_ID), "{read}");
     let controller = admin(&stage.mesh.folder().join("controller/admin.sock"), "GET", "/config_dump", "")?;
-    let ca = admin(&stage.mesh.folder().join("ca/state/admin.sock"), "GET", "/config_dump", "")?;
+    let ca = admin(&stage.mesh.ca_socket(), "GET", "/config_dump", "")?;
     let token = std::fs::read_to_string(stage.client.admin_socket().with_file_name("token"))?;
     let controllers = std::fs::read_to_string(stage.mesh.folder().join("controller/token"))?;
     let key = std::fs::read(stage.mesh.folder().join("ca/state.key"))?;

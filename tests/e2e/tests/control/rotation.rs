@@ -1,6 +1,6 @@
 //! The root is replaced, by the command that operators use, under traffic: in turn, given up, in an emergency, and with the CA or a sidecar gone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,14 +27,10 @@ fn stage(inside: &Inside) -> Result<Stage> {
     Stage::with_ca_args(inside, CA)
 }
 
-fn socket(mesh: &Mesh) -> PathBuf {
-    mesh.folder().join("ca/state/admin.sock")
-}
-
 /// `countersign ca ...`, to its end.
 fn ca(mesh: &Mesh, words: &[&str]) -> Result<Finished> {
     let command = mesh.system().command(binary("countersign")?).arg("ca").args(words.iter().copied());
-    command.args(["--socket".into(), socket(mesh).into_os_string()]).limit(LONG).finish()
+    command.args(["--socket".into(), mesh.ca_socket().into_os_string()]).limit(LONG).finish()
 }
 
 /// The same with `-o json`: exit code, and what it printed.
@@ -60,17 +56,6 @@ fn at_stage(mesh: &Mesh, wanted: &[&str]) -> Result<Value> {
     let stage = text(&status, "/rotation/stage")?;
     ensure!(code == 0 && wanted.contains(&stage.as_str()), "{status}");
     Ok(status)
-}
-
-/// The roots that pods start with.
-fn published(mesh: &Mesh) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(mesh.bundle())?;
-    Ok(text
-        .split("-----END CERTIFICATE-----")
-        .map(str::trim)
-        .filter(|one| !one.is_empty())
-        .map(str::to_owned)
-        .collect())
 }
 
 /// Traffic of all kinds until it is told to stop: how many new connections, and what went wrong.
@@ -122,7 +107,7 @@ fn generation(pod: &MeshPod) -> Result<u64> {
 pub fn in_turn(inside: &Inside) -> Result<()> {
     let stage = stage(inside)?;
     let mesh = &stage.mesh;
-    let before = published(mesh)?;
+    let before = mesh.roots()?;
     let file = mesh.folder().join("report.json");
     let file = file.to_str().context("a path")?.to_owned();
     let mut many = (0..MANY).map(|_| Talk::open(&stage.client, stage.address())).collect::<Result<Vec<_>>>()?;
@@ -138,7 +123,7 @@ pub fn in_turn(inside: &Inside) -> Result<()> {
         Ok(())
     })?;
     ensure!(connections > 100, "only {connections} connections were made meanwhile");
-    let after = published(mesh)?;
+    let after = mesh.roots()?;
     ensure!(before.len() == 1 && after.len() == 1 && before != after, "{before:?} {after:?}");
     wait_until(SOON, || {
         for pod in [&stage.client, &stage.server] {
@@ -227,7 +212,7 @@ pub fn too_early(inside: &Inside) -> Result<()> {
 pub fn ca_killed(inside: &Inside) -> Result<()> {
     let stage = stage(inside)?;
     let mesh = &stage.mesh;
-    let before = published(mesh)?;
+    let before = mesh.roots()?;
     let again = || {
         mesh.stop_ca(); // kill -9
         mesh.start_ca()
@@ -237,7 +222,7 @@ pub fn ca_killed(inside: &Inside) -> Result<()> {
         let id = text(&status, "/rotation/id")?;
         again()?;
         ensure!(text(&at_stage(mesh, &["prepared", "distributed"])?, "/rotation/id")? == id);
-        ensure!(published(mesh)?.len() == 2, "both roots are in the bundle again");
+        ensure!(mesh.roots()?.len() == 2, "both roots are in the bundle again");
         as_soon(mesh, "activate")?;
         again()?;
         ensure!(text(&at_stage(mesh, &["active"])?, "/rotation/id")? == id);
@@ -254,7 +239,7 @@ pub fn ca_killed(inside: &Inside) -> Result<()> {
         let status = at_stage(mesh, &["aborted"])?;
         ensure!(text(&status, "/rotation/id")? == id && status["bundle_generation"] == 3, "{status}");
         wait_until(SOON, || {
-            ensure!(published(mesh)? == before, "the old root alone");
+            ensure!(mesh.roots()? == before, "the old root alone");
             Ok(())
         })
     })?;
@@ -264,7 +249,7 @@ pub fn ca_killed(inside: &Inside) -> Result<()> {
 pub fn emergency(inside: &Inside) -> Result<()> {
     let stage = stage(inside)?;
     let mesh = &stage.mesh;
-    let before = published(mesh)?;
+    let before = mesh.roots()?;
     let mut open = Talk::open(&stage.client, stage.address())?;
     let file = mesh.folder().join("emergency.json");
     let file = file.to_str().context("a path")?.to_owned();
@@ -285,7 +270,7 @@ pub fn emergency(inside: &Inside) -> Result<()> {
     })?;
     wait_until(SOON, || exchange(&stage.client, stage.address()))?;
     wait_until(SOON, || {
-        let after = published(mesh)?;
+        let after = mesh.roots()?;
         ensure!(after.len() == 1 && after != before, "{after:?}");
         Ok(())
     })?;

@@ -45,7 +45,7 @@ pub fn sessions(world: &World) -> Result<()> {
     clients.iter().try_for_each(|client| said(client, "open"))?;
 
     let rotate = world.mesh.system().command(binary("countersign")?).args(["ca", "rotate", "--socket"]);
-    let rotate = rotate.arg(world.mesh.folder().join("ca/state/admin.sock"));
+    let rotate = rotate.arg(world.mesh.ca_socket());
     let report = rotate.arg("--report").arg(world.mesh.folder().join("report.json")).limit(LONG).succeed()?;
     ensure!(report.contains(": retired\n"), "{report}");
 
