@@ -137,6 +137,11 @@ pub fn harmless(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
 }
 
+/// The same on one line.
+pub fn one_line(text: &str) -> String {
+    harmless(text).replace('\n', " ")
+}
+
 /// A time span as people say it: the two largest units.
 pub fn span(seconds: i64) -> String {
     let s = seconds.unsigned_abs();

@@ -101,9 +101,9 @@ pub fn rotate(args: &RotateArgs, format: Format) -> Result<Verdict> {
     }
     let status = to_the_end(&road, &id, &mut progress)?;
     let done = stage(&status) == "retired";
-    reported(&road)?;
+    let report = last_report(&road)?;
     let file = args.report.clone().unwrap_or_else(|| PathBuf::from(format!("rotation-{id}.json")));
-    let report = save(&road, &file)?;
+    save(&report, &file)?;
     let value = json!({ "rotation": status["rotation"], "report_file": file, "totals": report["report"]["totals"] });
     output::either(format, &value, || say::report(&report["report"], &file))?;
     Ok(Verdict::of(done))
@@ -150,13 +150,14 @@ fn to_the_end(road: &Road, id: &str, progress: &mut Progress) -> Result<Value> {
     }
 }
 
-/// Waits a while for the last reports: of the bundle without the old root.
-fn reported(road: &Road) -> Result<()> {
+/// The CA's report, once all holders have told it of the bundle without the old root, or a while has passed.
+fn last_report(road: &Road) -> Result<Value> {
     let until = Instant::now() + LAST_REPORTS;
     loop {
-        let totals = road.report()?["report"]["totals"].take();
+        let report = road.report()?;
+        let totals = &report["report"]["totals"];
         if totals["holding_the_bundle"] == totals["holders"] || Instant::now() >= until {
-            return Ok(());
+            return Ok(report);
         }
         std::thread::sleep(LOOK);
     }

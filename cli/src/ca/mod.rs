@@ -54,15 +54,14 @@ fn step(road: &RoadArgs, step: &str, format: Format) -> Result<Verdict> {
 }
 
 fn fetch(road: &Road, file: &Path, format: Format) -> Result<Verdict> {
-    let report = save(road, file)?;
+    let report = road.report()?;
+    save(&report, file)?;
     output::either(format, &report, || say::report(&report["report"], file))?;
     Ok(Verdict::Yes)
 }
 
 /// Writes the CA's report to a file.
-fn save(road: &Road, file: &Path) -> Result<Value> {
-    let report = road.report()?;
-    let text = serde_json::to_string_pretty(&report).context("writing JSON")? + "\n";
-    std::fs::write(file, text).with_context(|| file.display().to_string())?;
-    Ok(report)
+fn save(report: &Value, file: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(report).context("writing JSON")? + "\n";
+    std::fs::write(file, text).with_context(|| file.display().to_string())
 }

@@ -189,7 +189,7 @@ fn who(one: &Value) -> String {
 fn word(value: &Value) -> String {
     match value {
         Value::String(text) if text.is_empty() => "-".to_owned(),
-        Value::String(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(),
+        Value::String(text) => output::one_line(text),
         Value::Null => "-".to_owned(),
         other => other.to_string(),
     }

@@ -89,8 +89,7 @@ impl Api {
 
     /// What a process answers through the API server's proxy, as text.
     pub async fn text(&self, path: &str) -> Result<String, CallError> {
-        let asked = tokio::time::timeout(LIMIT, self.send(Method::GET, path, None)).await;
-        let said = asked.unwrap_or_else(|_| Err(slow()))?;
+        let said = self.said(Method::GET, path, None).await?;
         match said.status {
             status if status.is_success() => Ok(said.text),
             _ => Err(said.error()),
@@ -125,8 +124,7 @@ impl Api {
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, CallError> {
-        let asked = tokio::time::timeout(LIMIT, self.send(method, path, body)).await;
-        let said = asked.unwrap_or_else(|_| Err(slow()))?;
+        let said = self.said(method, path, body).await?;
         match said.status {
             StatusCode::NOT_FOUND => Ok(Answer { body: Value::Null, date: said.date }),
             status if status.is_success() => {
@@ -135,6 +133,14 @@ impl Api {
                 Ok(Answer { body, date: said.date })
             }
             _ => Err(said.error()),
+        }
+    }
+
+    /// Whatever comes back, in time.
+    async fn said(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Said, CallError> {
+        match tokio::time::timeout(LIMIT, self.send(method, path, body)).await {
+            Ok(said) => said,
+            Err(_) => Err(CallError::Unavailable(format!("no answer within {} s", LIMIT.as_secs()))),
         }
     }
 
@@ -177,10 +183,6 @@ impl Said {
             status => refused(status.as_u16(), &message),
         }
     }
-}
-
-fn slow() -> CallError {
-    CallError::Unavailable(format!("no answer within {} s", LIMIT.as_secs()))
 }
 
 fn refused(code: u16, message: &str) -> CallError {

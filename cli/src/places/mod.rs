@@ -145,7 +145,7 @@ pub async fn ask(places: Vec<Place>, path: &str, enough: fn(&Answer) -> bool) ->
 
 /// What a place that did not answer is told as.
 pub fn problem(place: &Place, error: &anyhow::Error) -> String {
-    output::harmless(&format!("{place}: {error:#}")).replace('\n', " ")
+    output::one_line(&format!("{place}: {error:#}"))
 }
 
 #[cfg(test)]

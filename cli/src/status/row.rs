@@ -141,7 +141,7 @@ fn said(value: &Value) -> Option<String> {
         Value::Object(error) => return error.get("text").or_else(|| error.get("message")).and_then(said),
         _ => return None,
     };
-    Some(output::harmless(&text).replace('\n', " "))
+    Some(output::one_line(&text))
 }
 
 /// A problem of the source: where, and what.
