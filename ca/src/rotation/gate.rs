@@ -134,19 +134,15 @@ fn behind(holder: &Holder, generation: u64) -> Option<(&Holder, String)> {
 }
 
 fn on_old<'a>(holder: &'a Holder, root: &[u8; 32]) -> Option<(&'a Holder, String)> {
-    if holder.left(root) && holder.behind() == 0 {
-        return None;
-    }
-    let why = match holder.newest() {
-        _ if holder.left(root) => return Some((holder, still_open(holder.behind()))),
-        Some(leaf) if leaf.root == *root => "its newest leaf stands on the root that is to go",
-        _ => "was not seen yet with the leaf that it got last",
+    let why = match (holder.newest(), holder.behind()) {
+        (_, 0) if holder.left(root) => return None,
+        (_, open) if holder.left(root) => {
+            format!("{open} of its open connections are not yet proven anew under the root that stays")
+        }
+        (Some(leaf), _) if leaf.root == *root => "its newest leaf stands on the root that is to go".to_owned(),
+        _ => "was not seen yet with the leaf that it got last".to_owned(),
     };
-    Some((holder, why.to_owned()))
-}
-
-fn still_open(connections: u64) -> String {
-    format!("{connections} of its open connections are not yet proven anew under the root that stays")
+    Some((holder, why))
 }
 
 fn missing(holder: &Holder, why: &str) -> Missing {
