@@ -24,7 +24,12 @@ const USAGE: &str = "cargo xtask bench mesh [--rounds N] [--short] [--growth] [-
 fn micro(rest: &[String]) -> Result<u8> {
     let mut bench = cargo::cargo();
     bench.args(["bench", "--profile", "dist", "--package", "countersign-benches", "--bench", "micro", "--"]).args(rest);
-    let status = bench.status().context("running cargo bench")?;
+    exit_code(bench)
+}
+
+/// Runs it; its own exit code, 2 if a signal ended it.
+fn exit_code(mut bench: Command) -> Result<u8> {
+    let status = bench.status().with_context(|| format!("starting {}", bench.get_program().display()))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
 }
 
@@ -34,8 +39,7 @@ fn signing(rest: &[String]) -> Result<u8> {
     let binaries = image::static_programs(Build::Dist, SIGNING)?;
     let mut bench = Command::new(binaries.join("countersign-bench"));
     bench.arg("signing").args(rest).env("COUNTERSIGN_BIN_DIR", &binaries);
-    let status = bench.status().context("starting the bench")?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+    exit_code(bench)
 }
 
 /// Builds, installs, runs; the exit code is the harness's own.
@@ -61,8 +65,7 @@ pub fn run(args: &[String]) -> Result<u8> {
     if !rest.iter().any(partly) {
         bench.arg("--docs").arg(cargo::root().join("docs"));
     }
-    let status = bench.status().context("starting the bench")?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+    exit_code(bench)
 }
 
 /// The programs as tests build them; returns the folder they are in.
