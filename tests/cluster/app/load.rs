@@ -18,9 +18,13 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::serve;
+
 const EACH: Duration = Duration::from_millis(50);
 /// For connecting, asking and the whole answer.
 const LIMIT: Duration = Duration::from_secs(5);
+/// It goes on for so long once it was asked to end: what was done under it may show only then.
+const AFTER: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 struct Counts {
@@ -37,7 +41,8 @@ struct Counts {
     failures: Option<(u128, u128)>,
 }
 
-/// Asks 20 times a second and prints a report. The name is looked up once: how the cluster's DNS does is not what is shown.
+/// Asks 20 times a second, until so many seconds are over or 10 s after SIGTERM, and prints a report. The name is looked up once: how the cluster's DNS does is not
+/// what is shown.
 pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
     let uri: Uri = url.parse().context("URL")?;
     let address = resolved(&uri).await?;
@@ -46,8 +51,19 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
     let mut under_way = JoinSet::new();
     let kept: Arc<Kept> = Arc::default();
     let mut ticks = tokio::time::interval(EACH);
-    while began.elapsed() < Duration::from_secs(seconds) {
-        ticks.tick().await;
+    let mut end = Duration::from_secs(seconds);
+    let mut asked_to_end = std::pin::pin!(serve::until_asked());
+    let mut asked = false;
+    while began.elapsed() < end {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            answer = &mut asked_to_end, if !asked => {
+                answer?;
+                asked = true;
+                end = end.min(began.elapsed() + AFTER);
+                continue;
+            }
+        }
         let (uri, counts, kept) = (uri.clone(), Arc::clone(&counts), Arc::clone(&kept));
         under_way.spawn(async move {
             let asked = Instant::now();
@@ -73,6 +89,7 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
         });
         while under_way.try_join_next().is_some() {}
     }
+    let lasted = began.elapsed();
     while under_way.join_next().await.is_some() {}
     let counts = counts.lock().map_err(|_| anyhow::anyhow!("a request panicked"))?;
     let report = json!({
@@ -80,6 +97,7 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
         "failed": counts.failed.values().sum::<u64>(),
         "reasons": counts.failed,
         "retried": counts.retried,
+        "lasted_s": lasted.as_secs(),
         "began_ms": u64::try_from(epoch.as_millis())?,
         "last_good_ms": u64::try_from(counts.last_good)?,
         "by": counts.by,

@@ -8,12 +8,13 @@ mod namespace;
 mod wait;
 
 use std::process::ExitCode;
-use std::sync::RwLock;
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
 pub use cluster::Cluster;
-pub use namespace::{Load, Namespace};
+pub use namespace::{LONGEST, Load, Namespace};
 pub use wait::{throughout, until};
 
 /// What shows a promise.
@@ -34,6 +35,9 @@ pub type Promise = (&'static str, Beside, Shown);
 /// They wait more than they work.
 const AT_ONCE: usize = 4;
 
+/// So many promises are named with the time that they took.
+const LONGEST_SAID: usize = 12;
+
 /// Runs promises as `cargo test` would.
 #[must_use]
 pub fn run(promises: &[Promise]) -> ExitCode {
@@ -49,21 +53,35 @@ pub fn run(promises: &[Promise]) -> ExitCode {
         }
     };
     let turns: &'static RwLock<()> = Box::leak(Box::default());
+    let took: &'static Mutex<Vec<(f64, &str)>> = Box::leak(Box::default());
     let trials = promises.iter().map(|(name, beside, shown)| {
-        let (beside, shown) = (*beside, *shown);
-        Trial::test(*name, move || {
+        let (name, beside, shown) = (*name, *beside, *shown);
+        Trial::test(name, move || {
             let cluster = cluster.ok_or_else(|| Failed::from("no cluster"))?;
             // A test that panicked has taken nothing away that the next one would not notice by itself.
             let (_shared, _alone) = match beside {
-                Beside::Others => (Some(turns.read().unwrap_or_else(std::sync::PoisonError::into_inner)), None),
-                Beside::Nobody => (None, Some(turns.write().unwrap_or_else(std::sync::PoisonError::into_inner))),
+                Beside::Others => (Some(turns.read().unwrap_or_else(PoisonError::into_inner)), None),
+                Beside::Nobody => (None, Some(turns.write().unwrap_or_else(PoisonError::into_inner))),
             };
-            shown(cluster).map_err(|error| format!("{error:#}").into())
+            let began = Instant::now();
+            let done = shown(cluster).map_err(|error| format!("{error:#}").into());
+            took.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed().as_secs_f64(), name));
+            done
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     if let Some(cluster) = cluster {
         cluster.clean();
+        say_longest(std::mem::take(&mut *took.lock().unwrap_or_else(PoisonError::into_inner)));
     }
     conclusion.exit_code()
+}
+
+/// Where the time went.
+fn say_longest(mut took: Vec<(f64, &str)>) {
+    took.sort_by(|a, b| b.0.total_cmp(&a.0));
+    println!("\nthe longest:");
+    for (seconds, name) in took.iter().take(LONGEST_SAID) {
+        println!("{seconds:6.1} s  {name}");
+    }
 }

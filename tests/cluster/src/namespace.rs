@@ -11,6 +11,8 @@ use crate::{Cluster, until};
 
 /// For pods that start: images are there, the machine may be busy.
 const START: Duration = Duration::from_secs(120);
+/// The most seconds for a load that is told when to end.
+pub const LONGEST: u64 = 240;
 /// Lines of what did not go well that an error carries.
 const ACCOUNTS: usize = 60;
 
@@ -150,7 +152,7 @@ impl<'a> Namespace<'a> {
         Ok(())
     }
 
-    /// Starts a steady load of 20 requests a second for so many seconds, as a pod of its own: it does not end where the API server does.
+    /// Starts a steady load of 20 requests a second for so many seconds at the most, as a pod of its own: it does not end where the API server does.
     ///
     /// # Errors
     /// kubectl's, or the load does not start.
@@ -208,11 +210,11 @@ pub struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Sees that it has not ended yet: whatever was to happen under it happened under it.
+    /// What was to happen under it has happened: it goes on for 10 s more, then ends. It must not have ended yet.
     ///
     /// # Errors
-    /// It has.
-    pub fn still_runs(&self) -> Result<()> {
+    /// It has, or kubectl's.
+    pub fn end(&self) -> Result<()> {
         let phase = self.namespace.kubectl(&["get", "pod", self.name, "-o", "jsonpath={.status.phase}"])?;
         let said = self.namespace.kubectl(&["logs", self.name, "-c", "app"])?;
         anyhow::ensure!(
@@ -220,7 +222,7 @@ impl Load<'_> {
             "the load {} was over before: {phase} {said}",
             self.name
         );
-        Ok(())
+        self.namespace.exec(self.name, &["kill", "-TERM", "1"]).map(drop)
     }
 
     /// Waits for its end: the client's report.
@@ -257,7 +259,7 @@ impl Load<'_> {
         }
         anyhow::ensure!(report["retried"].as_u64() <= Some(most), "more than {most} were asked twice: {report}");
         anyhow::ensure!(
-            report["good"].as_u64() > Some(self.seconds * 10),
+            report["lasted_s"].as_u64().is_some_and(|lasted| report["good"].as_u64() > Some(lasted * 10)),
             "too few requests to show anything: {report}"
         );
         Ok(report)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::{Nobody, Others};
-use countersign_cluster_tests::{Cluster, Namespace, Promise, until};
+use countersign_cluster_tests::{Cluster, LONGEST, Namespace, Promise, until};
 use serde_json::{Value, json};
 
 use crate::mesh::{INJECT, SYSTEM, install, install_with, installed, pair, stranger};
@@ -130,12 +130,12 @@ fn upgrade(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "install-upgrade")?;
     // Not an upgrade of a mesh that has just been made: what is there now was written by a process before.
     let before = kept(cluster)?;
-    let load = namespace.load("load", "http://server/", 120, false)?;
+    let load = namespace.load("load", "http://server/", LONGEST, false)?;
     install_with(cluster, &["--set", "log=debug"])?;
     same(&before, &kept(cluster)?)?;
     let args = ["-n", SYSTEM, "get", "deployment", "countersign-ca", "-o", "jsonpath={..args}"];
     ensure!(cluster.kubectl(&args)?.contains("--log=debug"), "the upgrade changed nothing");
-    load.still_runs()?;
+    load.end()?;
     load.nothing_failed()?;
     install(cluster)?;
     same(&before, &kept(cluster)?)

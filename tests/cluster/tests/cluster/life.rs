@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::Others;
-use countersign_cluster_tests::{Cluster, Promise, throughout, until};
+use countersign_cluster_tests::{Cluster, LONGEST, Promise, throughout, until};
 use serde_json::{Value, json};
 
 use crate::guard::by_hand;
@@ -167,13 +167,13 @@ fn no_rules_no_app(cluster: &Cluster) -> Result<()> {
 fn rolling_update(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "life-rolling")?;
     let (new, kept) = (
-        namespace.load("load-new", "http://server/", 90, false)?,
-        namespace.load("load-kept", "http://server/", 90, true)?,
+        namespace.load("load-new", "http://server/", LONGEST, false)?,
+        namespace.load("load-kept", "http://server/", LONGEST, true)?,
     );
     namespace.kubectl(&["rollout", "restart", "deployment/server"])?;
     namespace.rolled_out("deployment/server")?;
     for load in [new, kept] {
-        load.still_runs()?;
+        load.end()?;
     }
     for load in [new, kept] {
         // Each of two servers that go may close a kept connection just as it is used.
@@ -187,8 +187,8 @@ fn rolling_update(cluster: &Cluster) -> Result<()> {
 fn scale_down(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "life-scale")?;
     let (new, kept) = (
-        namespace.load("load-new", "http://server/", 90, false)?,
-        namespace.load("load-kept", "http://server/", 90, true)?,
+        namespace.load("load-new", "http://server/", LONGEST, false)?,
+        namespace.load("load-kept", "http://server/", LONGEST, true)?,
     );
     until(Duration::from_secs(20), "both loads are under way", || {
         let log = namespace.kubectl(&["logs", "--selector=app=server", "-c", "countersign-proxy", "--tail=200"])?;
@@ -202,7 +202,7 @@ fn scale_down(cluster: &Cluster) -> Result<()> {
     })?;
     let mut answered = Vec::new();
     for load in [new, kept] {
-        load.still_runs()?;
+        load.end()?;
     }
     for load in [new, kept] {
         let report = load.nothing_failed_but_retried(1)?;

@@ -108,7 +108,26 @@ pub fn pair<'a>(cluster: &'a Cluster, name: &'static str) -> Result<Namespace<'a
     namespace.apply(&PAIR.replace("NAMESPACE", name))?;
     namespace.rolled_out("deployment/server").map_err(|error| system_said(cluster, error))?;
     namespace.ready("pod/client")?;
+    answers(&namespace)?;
     Ok(namespace)
+}
+
+/// Waits until both servers are the Service's endpoints, and it answers. Pods may be ready long before: after an outage of the API server each watcher of it, the endpoint
+/// controller's and our controller's too, comes back after a backoff of its own, of up to half a minute.
+fn answers(namespace: &Namespace<'_>) -> Result<()> {
+    until(Duration::from_secs(90), "the Service has both endpoints", || {
+        let slices = namespace.object(&["get", "endpointslices", "-l", "kubernetes.io/service-name=server"])?;
+        let slices = slices["items"].as_array().cloned().unwrap_or_default();
+        let endpoints = slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten();
+        let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true).count();
+        ensure!(ready == 2, "{ready} ready endpoints");
+        Ok(())
+    })
+    .and_then(|()| {
+        until(Duration::from_secs(60), "the Service answers", || namespace.curl("pod/client", "http://server/"))
+    })
+    .map(drop)
+    .map_err(|error| namespace.accounted(error))
 }
 
 /// A namespace that is meshed.

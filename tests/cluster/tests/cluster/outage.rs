@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::Nobody;
-use countersign_cluster_tests::{Cluster, Namespace, Promise, throughout, until};
+use countersign_cluster_tests::{Cluster, LONGEST, Namespace, Promise, throughout, until};
 
 use crate::mesh::{SYSTEM, pair, stranger};
 
@@ -22,12 +22,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Kept connections and new ones, longer than the minute.
 fn under_load(namespace: &Namespace<'_>, minute: impl FnOnce() -> Result<()>) -> Result<()> {
-    let seconds = MINUTE.as_secs() + 75;
-    let new = namespace.load("load-new", "http://server/", seconds, false)?;
-    let kept = namespace.load("load-kept", "http://server/", seconds, true)?;
+    let new = namespace.load("load-new", "http://server/", LONGEST, false)?;
+    let kept = namespace.load("load-kept", "http://server/", LONGEST, true)?;
     minute()?;
     for load in [new, kept] {
-        load.still_runs()?;
+        load.end()?;
     }
     for load in [new, kept] {
         load.nothing_failed()?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::{Nobody, Others};
-use countersign_cluster_tests::{Cluster, Namespace, Promise, throughout, until};
+use countersign_cluster_tests::{Cluster, LONGEST, Namespace, Promise, throughout, until};
 
 use crate::install::{kept, same};
 use crate::mesh::{INJECT, SYSTEM, install, install_with, installed, meshed, pair};
@@ -105,7 +105,7 @@ fn fails_over(cluster: &Cluster) -> Result<()> {
     // The one with most goes, and none comes in its place: deployments end the cheapest first.
     let name = goes.rsplit('/').next().context("its name")?;
     cluster.kubectl(&["-n", SYSTEM, "annotate", "pod", name, "controller.kubernetes.io/pod-deletion-cost=-100"])?;
-    let load = namespace.load("load", "http://server/", 75, false)?;
+    let load = namespace.load("load", "http://server/", LONGEST, false)?;
     let scale = |replicas: &str| {
         cluster.kubectl(&[
             "-n",
@@ -131,7 +131,7 @@ fn fails_over(cluster: &Cluster) -> Result<()> {
             let connected = metric(cluster, &pod, 15020, "countersign_controller_connected")?;
             ensure!(connected == 1.0, "{pod} has no controller");
         }
-        load.still_runs()?;
+        load.end()?;
         load.nothing_failed()?;
         // What is new comes by the one that stays.
         namespace.apply(NOBODY)?;
