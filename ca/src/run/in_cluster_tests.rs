@@ -6,6 +6,7 @@ use countersign_api::ca::{IssueSvidRequest, IssueSvidResponse};
 use countersign_api::names;
 use countersign_credentials::{ChannelSettings, TlsAs, channel, system_clock};
 use countersign_identity::{BundleSet, SpiffeId, Svid, TrustBundle};
+use countersign_kit::TestClock;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
@@ -18,11 +19,14 @@ use crate::config::Args;
 use crate::kubernetes::testing::{ApiServer, Fault};
 use crate::testing::{csr, p256, private_dir};
 
+mod leader;
+
 const SYSTEM: &str = "countersign-system";
 
 struct Replica {
     _dir: TempDir,
     ca: Running,
+    clock: SharedClock,
 }
 
 async fn api_server() -> (ApiServer, SocketAddr) {
@@ -65,9 +69,17 @@ fn config(dir: &TempDir, api: SocketAddr, more: &[&str]) -> Config {
 }
 
 async fn replica(api: SocketAddr) -> Replica {
+    started(api, system_clock()).await
+}
+
+async fn replica_by(api: SocketAddr, clock: &TestClock) -> Replica {
+    started(api, clock.clock()).await
+}
+
+async fn started(api: SocketAddr, clock: SharedClock) -> Replica {
     let dir = private_dir();
-    let ca = start(config(&dir, api, &[]), system_clock(), Log::none()).await.unwrap();
-    Replica { _dir: dir, ca }
+    let ca = start(config(&dir, api, &[]), clock.clone(), Log::none()).await.unwrap();
+    Replica { _dir: dir, ca, clock }
 }
 
 impl Replica {
@@ -78,18 +90,18 @@ impl Replica {
     async fn ask(&self, token: &str) -> Result<IssueSvidResponse, Status> {
         let roots = CertificateDer::pem_slice_iter(self.bundle().as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
         let domain = countersign_identity::TrustDomain::parse("mesh.test").unwrap();
-        let bundle = TrustBundle::new(domain, 0, roots, system_clock().now()).unwrap();
+        let bundle = TrustBundle::new(domain, 0, roots, self.clock.now()).unwrap();
         let mut client = CertificateAuthorityClient::new(channel(ChannelSettings {
             address: self.ca.listen.to_string(),
             expected: SpiffeId::parse("spiffe://mesh.test/ns/countersign-system/sa/countersign-ca").unwrap(),
-            tls: TlsAs::Nobody(BundleSet::new(vec![bundle]).unwrap(), system_clock()),
+            tls: TlsAs::Nobody(BundleSet::new(vec![bundle]).unwrap(), self.clock.clone()),
             mark: None,
         }));
         let key = p256();
         let request = IssueSvidRequest {
             csr: csr(&key),
             token: token.to_owned(),
-            client_time_ms: system_clock().now_ms(),
+            client_time_ms: self.clock.now_ms(),
             ttl_seconds: 0,
             bundle_generation: 0,
         };
