@@ -26,7 +26,8 @@ cargo xtask bench mesh           measure side by side with the peers, write docs
                                  the sidecar)
 cargo xtask bench signing        how many SVIDs the CA signs a second and core, and nothing else (--rounds N, --seconds N)
 cargo xtask bench micro [FILTER] micro-benchmarks, compared with the last run on this machine
-cargo xtask cluster up|test|down a real Kubernetes cluster on this machine: start it, test on it, stop it
+cargo xtask cluster up|test|down a real Kubernetes cluster on this machine: start it, test on it, stop it (`build` only
+                                 builds what it needs)
 cargo xtask image                container images of our programs, as files (--registry NAME, --tag TAG, --out FOLDER)
 cargo xtask lint                 the checks of the house alone: who imports whom, file heads, crates, licences
 cargo xtask setup                install the system programs that tests and demo use, no more

@@ -80,7 +80,9 @@ pub fn run(promises: &[Promise]) -> ExitCode {
 /// Where the time went.
 fn say_longest(mut took: Vec<(f64, &str)>) {
     took.sort_by(|a, b| b.0.total_cmp(&a.0));
-    println!("\nthe longest:");
+    if !took.is_empty() {
+        println!("\nthe longest:");
+    }
     for (seconds, name) in took.iter().take(LONGEST_SAID) {
         println!("{seconds:6.1} s  {name}");
     }
