@@ -18,6 +18,8 @@ pub const LABEL_POSTURE: &str = "countersign.dev/posture";
 /// Namespace label: `Any` (default) or `MeshOnly`.
 pub const LABEL_EGRESS: &str = "countersign.dev/egress";
 
+/// Domain of every label and annotation of ours; also with words before it, behind which a dot stands.
+pub const DOMAIN: &str = "countersign.dev";
 /// Label of a namespace or a pod: `enabled` or `disabled`. The pod's own goes before its namespace's.
 pub const LABEL_INJECT: &str = "countersign.dev/inject";
 /// Pod annotation that the injector leaves: JSON, what it did and with which version. Never read as a permission.

@@ -77,3 +77,15 @@ fn who_is_left_out_is_said_on_standard_error() {
         serde_json::from_slice(&countersign(&["inject", "-f", "-", "-o", "json"], APP).stdout).unwrap();
     assert_eq!(json["changed"], 1);
 }
+
+/// It would do nothing, and whoever wrote it believes that the pod is left out.
+#[test]
+fn the_label_among_the_annotations_is_refused_and_told_where_it_belongs() {
+    let bad = APP.replace("{labels: {app: web}}", "{annotations: {countersign.dev/inject: disabled}}");
+    assert_ne!(bad, APP);
+    let refused = countersign(&["inject", "-f", "-"], &bad);
+    assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0));
+    let said = text(&refused.stderr);
+    let field = "-:5: Deployment shop/web: spec.template.metadata.annotations[\"countersign.dev/inject\"]: is a label";
+    assert!(said.contains(field), "{said}");
+}

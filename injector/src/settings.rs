@@ -2,7 +2,7 @@
 //!
 //! Called by `review`. It must never pass over an annotation of ours that it does not know, nor take a bad one for its default.
 
-use countersign_api::names::ANNOTATION_PREFIX;
+use countersign_api::names::{self, ANNOTATION_PREFIX, DOMAIN};
 use countersign_api::ports;
 use ipnet::IpNet;
 
@@ -98,7 +98,10 @@ pub fn read(mesh: &Mesh, pod: &Pod, problems: &mut Vec<Problem>) -> Settings {
         resources: mesh.resources.clone(),
     };
     for (key, value) in pod.annotations() {
-        let Some(name) = key.strip_prefix(ANNOTATION_PREFIX) else { continue };
+        let Some(name) = key.strip_prefix(ANNOTATION_PREFIX) else {
+            problems.extend(stray(key));
+            continue;
+        };
         let read = match Setting::parse(name) {
             None => Err(format!("is no setting; there are {}", Setting::all())),
             Some(setting) if !mesh.permitted.contains(&setting) => {
@@ -114,7 +117,34 @@ pub fn read(mesh: &Mesh, pod: &Pod, problems: &mut Vec<Problem>) -> Settings {
 }
 
 fn field(name: &str) -> String {
-    format!("metadata.annotations[\"{ANNOTATION_PREFIX}{name}\"]")
+    annotation(&format!("{ANNOTATION_PREFIX}{name}"))
+}
+
+fn annotation(key: &str) -> String {
+    format!("metadata.annotations[{key:?}]")
+}
+
+/// An annotation that is in our domain and is no setting: whoever wrote it believes that it does something. (The status, the one that
+/// a pod may have, was taken off before.)
+fn stray(key: &str) -> Option<Problem> {
+    let (domain, _) = key.split_once('/')?;
+    let below = domain.strip_suffix(DOMAIN)?;
+    if !below.is_empty() && !below.ends_with('.') {
+        return None;
+    }
+    let problem = match key {
+        names::LABEL_INJECT => "is a label and no annotation: set it under metadata.labels".to_owned(),
+        names::LABEL_MTLS | names::LABEL_POSTURE | names::LABEL_EGRESS => {
+            "is a label of namespaces and no annotation".to_owned()
+        }
+        _ => format!(
+            "is no annotation of ours; a sidecar's settings are {ANNOTATION_PREFIX}NAME, where NAME is one of {}, and whether \
+             a pod has a sidecar says the label {}",
+            Setting::all(),
+            names::LABEL_INJECT
+        ),
+    };
+    Some(Problem::new(annotation(key), problem))
 }
 
 impl Settings {
@@ -240,6 +270,37 @@ mod tests {
     fn an_unknown_annotation_of_ours_is_refused() {
         assert!(problem(&[], "log-levl", "debug").contains("is no setting; there are access-log, "));
         assert!(problem(&[], "", "x").contains("is no setting"));
+    }
+
+    #[test]
+    fn an_annotation_in_our_domain_that_is_no_setting_is_refused_and_told_what_it_is() {
+        let problems_of = |key: &str| {
+            let pod = Pod::read(&json!({ "metadata": { "annotations": { key: "enabled" } }, "spec": {} })).unwrap();
+            let mut problems = Vec::new();
+            read(&mesh(&[]).unwrap(), &pod, &mut problems);
+            problems
+        };
+        for (key, word) in [
+            ("countersign.dev/inject", "is a label and no annotation"),
+            ("countersign.dev/posture", "is a label of namespaces"),
+            ("countersign.dev/mtls", "is a label of namespaces"),
+            ("countersign.dev/egress", "is a label of namespaces"),
+            ("countersign.dev/log-level", "proxy.countersign.dev/NAME"),
+            ("countersign.dev/injct", "the label countersign.dev/inject"),
+            ("countersign.dev/", "is no annotation of ours"),
+            ("policy.countersign.dev/log-level", "is no annotation of ours"),
+            ("prxy.countersign.dev/log-level", "is no annotation of ours"),
+        ] {
+            let problems = problems_of(key);
+            assert_eq!(problems.len(), 1, "{key}: {problems:?}");
+            assert_eq!(problems[0].field, annotation(key));
+            assert!(problems[0].problem.contains(word), "{key}: {problems:?}");
+        }
+        for others in
+            ["countersign.dev", "notcountersign.dev/inject", "countersign.dev.example/inject", "x/countersign.dev"]
+        {
+            assert_eq!(problems_of(others), [], "{others}");
+        }
     }
 
     #[test]

@@ -40,6 +40,12 @@ pub fn label(object: &Value) -> Option<&str> {
     object["metadata"]["labels"][names::LABEL_INJECT].as_str()
 }
 
+/// Whether the label's name stands among a pod's annotations, where it does nothing. The injector refuses such a pod, but is asked only for
+/// those that are labelled in.
+pub fn has_annotation_for_label(pod: &Value) -> bool {
+    !pod["metadata"]["annotations"][names::LABEL_INJECT].is_null()
+}
+
 /// Whether it has the node's network.
 pub fn on_host(pod: &Value) -> bool {
     pod["spec"]["hostNetwork"] == true

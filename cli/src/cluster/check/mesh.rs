@@ -40,6 +40,7 @@ pub fn findings(world: &World) -> Vec<Finding> {
         copies(world),
         rules(world),
         labels(world),
+        misplaced(world),
         unmeshed(world),
         sidecars(world),
         versions(world),
@@ -292,6 +293,23 @@ fn labels(world: &World) -> Finding {
         format!("{} namespaces have none that nobody knows", namespaces.len()),
         &bad,
         "spell them right",
+    )
+}
+
+/// A pod that was annotated where it should have been labelled is nobody's but who looks at it: the injector is not asked for it.
+fn misplaced(world: &World) -> Finding {
+    let pods = match &world.pods {
+        Ok(pods) => pods,
+        Err(error) => return Finding::unknown("annotations", error),
+    };
+    let bad = pods.iter().filter(|pod| meshed::is_running(pod) && meshed::has_annotation_for_label(pod));
+    let bad: Vec<_> = bad.map(meshed::place).collect();
+    let well = format!("no pod has {} as an annotation", names::LABEL_INJECT);
+    Finding::none_of(
+        "annotations",
+        well,
+        &bad,
+        &format!("{} is a label: move it to metadata.labels", names::LABEL_INJECT),
     )
 }
 

@@ -168,6 +168,21 @@ fn a_pod_that_should_be_meshed_and_is_not_is_named() {
 }
 
 #[test]
+fn a_pod_with_the_label_among_its_annotations_is_named() {
+    let mut world = world();
+    world.pods = Ok(vec![pod("shop", false)]);
+    assert_eq!(misplaced(&world).state, State::Ok);
+    let mut annotated = pod("shop", false);
+    annotated["metadata"]["annotations"] = json!({ names::LABEL_INJECT: "enabled" });
+    world.pods = Ok(vec![pod("else", false), annotated]);
+    let found = misplaced(&world);
+    assert_eq!((found.state, found.says.as_str()), (State::Problem, "shop/a"));
+    assert!(found.todo.unwrap().contains("metadata.labels"));
+    world.pods = Err(CallError::Forbidden("pods".to_owned()));
+    assert_eq!(misplaced(&world).state, State::Unknown);
+}
+
+#[test]
 fn a_sidecar_that_does_not_start_is_named_after_a_minute() {
     let mut world = world();
     world.pods = Ok(vec![pod("shop", true)]);

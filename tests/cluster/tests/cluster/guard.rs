@@ -38,7 +38,7 @@ fn answers(cluster: &Cluster) -> Result<()> {
         let inits = pod["spec"]["initContainers"].as_array().map_or(0, Vec::len);
         ensure!(inits == if sidecar { 2 } else { 0 }, "{name}: {pod}");
     }
-    for name in ["refused-annotation", "refused-uid", "refused-pod-uid", "refused-port"] {
+    for name in ["refused-annotation", "refused-annotation-of-ours", "refused-uid", "refused-pod-uid", "refused-port"] {
         let (made, said) = show(name)?;
         ensure!(made.is_none(), "{name} came in");
         let refusal = read(&format!("{name}.refused.txt"))?;
