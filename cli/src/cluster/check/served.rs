@@ -1,11 +1,13 @@
-//! When the certificates that the mesh's own processes have in use end: their leaves, the CA's issuer and root, the injector's serving
-//! certificate. Called by `check`, after the install.
+//! Whether the certificates that the mesh's own processes have in use are renewed in time: their leaves, the CA's issuer, the injector's serving
+//! certificate; the root has a line of its own (`mesh::roots`). Called by `check`, after the install.
 //!
-//! Each process is asked itself, for its metrics, through the API server (`pods/proxy`): what a Secret holds is not yet what a process serves.
+//! Each process is asked itself, for its metrics, through the API server (`pods/proxy`): what a Secret holds is not yet what a process serves. It
+//! must never call well what it did not see: a process that nobody asked, or one that told of a part only.
 
 use countersign_api::{names, ports};
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::task::JoinSet;
 
 use super::world::World;
 use super::{Finding, State, some_of};
@@ -13,126 +15,199 @@ use crate::cluster::api::{Api, CallError};
 use crate::cluster::meshed;
 use crate::output::span;
 
-/// Whose metrics are at which port.
-const PROCESSES: [(&str, u16); 3] = [
-    (names::CA_ACCOUNT, ports::CA_HEALTH),
-    (names::CONTROLLER_ACCOUNT, ports::CONTROLLER_HEALTH),
-    (names::INJECTOR_ACCOUNT, ports::INJECTOR_HEALTH),
-];
 /// The end of every metric's name that is the end of a certificate.
 const ENDS: &str = "_expiration_timestamp_seconds";
+/// What is left of a life when a renewal must have failed, as one part in so many: leaves and the injector's certificate are renewed at half,
+/// the issuer at a third.
+const LATE: i64 = 5;
+/// No process is late before: where the operator made a life longer, what is in force was made for the shorter one, and nobody tells its begin.
+const LATEST: i64 = 7 * 86_400;
+
+/// A process of ours, and the certificates that it must tell of.
+struct Process {
+    account: &'static str,
+    port: u16,
+    certificates: &'static [Certificate],
+}
+
+/// One certificate.
+struct Certificate {
+    /// The label in the metric; empty where there is but one.
+    label: &'static str,
+    /// What it is called.
+    called: &'static str,
+    /// Whose flag says how long it lives; none where it is judged elsewhere.
+    life: Option<(&'static str, &'static str)>,
+}
+
+const LEAF: Option<(&str, &str)> = Some((names::CA_ACCOUNT, "leaf-ttl"));
+
+const PROCESSES: [Process; 3] = [
+    Process {
+        account: names::CA_ACCOUNT,
+        port: ports::CA_HEALTH,
+        certificates: &[
+            Certificate { label: "root", called: "its root", life: None },
+            Certificate { label: "issuer", called: "its issuer", life: Some((names::CA_ACCOUNT, "issuer-ttl")) },
+            Certificate { label: "own", called: "its own", life: LEAF },
+        ],
+    },
+    Process {
+        account: names::CONTROLLER_ACCOUNT,
+        port: ports::CONTROLLER_HEALTH,
+        certificates: &[Certificate { label: "", called: "its certificate", life: LEAF }],
+    },
+    Process {
+        account: names::INJECTOR_ACCOUNT,
+        port: ports::INJECTOR_HEALTH,
+        certificates: &[Certificate {
+            label: "",
+            called: "its certificate",
+            life: Some((names::INJECTOR_ACCOUNT, "certificate-life")),
+        }],
+    },
+];
 
 /// What a process said of itself.
 pub struct Served {
+    /// Its account.
+    pub process: &'static str,
     /// The pod.
     pub pod: String,
     /// Its metrics.
     pub metrics: Result<String, CallError>,
 }
 
-/// Asks each running pod of ours.
+/// Asks each running pod of ours, all at once: where a NetworkPolicy drops what the API server sends, each takes as long as a call may.
 pub async fn ask(api: &Api, namespace: &str, pods: &[Value]) -> Vec<Served> {
-    let mut served = Vec::new();
-    for (process, port) in PROCESSES {
+    let mut asked = JoinSet::new();
+    for Process { account, port, .. } in &PROCESSES {
         let ours = pods.iter().filter(|pod| pod["metadata"]["namespace"] == namespace && meshed::is_running(pod));
-        for pod in ours.filter(|pod| pod["metadata"]["labels"]["app.kubernetes.io/name"] == process) {
+        for pod in ours.filter(|pod| pod["metadata"]["labels"]["app.kubernetes.io/name"] == *account) {
             let pod = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/metrics");
-            let metrics = api.text(&path).await;
-            served.push(Served { pod, metrics });
+            let api = api.clone();
+            asked.spawn(async move { Served { process: account, pod, metrics: api.text(&path).await } });
         }
     }
+    let mut served = asked.join_all().await;
+    served.sort_by(|a, b| a.pod.cmp(&b.pod));
     served
 }
 
-/// Well only if every process told of a certificate, and none has ended.
+/// Well only if every process told of each of its certificates, and none has ended or is about to.
 pub fn finding(world: &World) -> Finding {
     const CHECK: &str = "certificates";
+    if let Err(error) = &world.pods {
+        return Finding::unknown(CHECK, error);
+    }
     let now = world.server_time().unwrap_or_else(OffsetDateTime::now_utc).unix_timestamp();
-    let (mut ended, mut next, mut unseen) = (Vec::new(), None, None);
-    for Served { pod, metrics } in &world.served {
-        let text = match metrics {
-            Ok(text) => text,
-            Err(error) => {
-                unseen = Some(error.clone());
-                continue;
-            }
-        };
-        let ends: Vec<_> = ends(text).collect();
-        if ends.is_empty() {
-            ended.push(format!("{pod} has no certificate"));
+    let (mut bad, mut unseen, mut next) = (Vec::new(), Vec::new(), None);
+    for process in &PROCESSES {
+        let mut pods = world.served.iter().filter(|served| served.process == process.account).peekable();
+        if pods.peek().is_none() {
+            unseen.push((format!("no {} runs", process.account), "look at the line `processes`".to_owned()));
         }
-        for (name, end) in ends {
-            let said = format!("{pod}: {name} {}", span(end - now));
-            if end <= now {
-                ended.push(said);
-            } else if next.as_ref().is_none_or(|(first, _)| end < *first) {
-                next = Some((end, said));
+        for Served { pod, metrics, .. } in pods {
+            match metrics {
+                Ok(text) => judge(world, process, pod, text, now, &mut bad, &mut next),
+                Err(error) => unseen.push((format!("{pod}: {error}"), way(world, process, error))),
             }
         }
     }
-    let todo = format!("kubectl -n {} logs POD: why it gets no new one", world.namespace);
-    match (unseen, next) {
-        _ if !ended.is_empty() => Finding::problem(CHECK, format!("ended: {}", some_of(&ended)), todo),
-        (Some(error), _) => Finding::unknown(CHECK, &error),
-        (None, Some((_, first))) => {
-            Finding::ok(CHECK, format!("{} processes have good ones; the first to end: {first}", world.served.len()))
+    match (unseen.first().cloned(), next) {
+        _ if !bad.is_empty() => {
+            let todo = format!("kubectl -n {} logs POD: why it gets no new one", world.namespace);
+            Finding::problem(CHECK, some_of(&bad), todo)
         }
-        (None, None) => {
-            Finding { state: State::Unknown, ..Finding::problem(CHECK, "no process of the mesh runs", todo) }
+        (Some((_, todo)), _) => {
+            let said: Vec<_> = unseen.into_iter().map(|(said, _)| said).collect();
+            Finding { state: State::Unknown, ..Finding::problem(CHECK, some_of(&said), todo) }
+        }
+        (None, first) => {
+            let first = first.map_or_else(String::new, |(_, said)| format!("; the first to end: {said}"));
+            Finding::ok(CHECK, format!("{} processes have good ones{first}", world.served.len()))
         }
     }
 }
 
-/// Ends of certificates in OpenMetrics text: what the certificate is called there, and seconds since 1970. Zero is none.
-fn ends(metrics: &str) -> impl Iterator<Item = (String, i64)> {
+/// What to do so that it can be looked at.
+fn way(world: &World, process: &Process, error: &CallError) -> String {
+    let (namespace, port) = (&world.namespace, process.port);
+    match error {
+        CallError::Forbidden(_) => format!("ask with an account that may `get pods/proxy` in {namespace}"),
+        CallError::Unavailable(_) | CallError::Refused { .. } => format!(
+            "let the API server in at port {port} (networkPolicies.metricsFrom, or the network's own rules), or look yourself: \
+             kubectl -n {namespace} port-forward POD {port}, and /metrics there has {ENDS}"
+        ),
+    }
+}
+
+/// One pod's certificates: what is bad goes to `bad`, the first to end to `next`.
+fn judge(
+    world: &World,
+    process: &Process,
+    pod: &str,
+    metrics: &str,
+    now: i64,
+    bad: &mut Vec<String>,
+    next: &mut Option<(i64, String)>,
+) {
+    for Certificate { label, called, life } in process.certificates {
+        let Some((_, end)) = ends(metrics).find(|(found, _)| found == label) else {
+            bad.push(format!("{pod} does not tell of {called}"));
+            continue;
+        };
+        let left = end - now;
+        let said = format!("{pod}: {called} {}", span(left));
+        let life = life.and_then(|(account, flag)| life_of(world, account, flag));
+        if left <= 0 {
+            bad.push(format!("ended: {said}"));
+        } else if life.is_some_and(|life| left < (life / LATE).min(LATEST)) {
+            bad.push(format!("not renewed in time: {said}, of a life of {}", life.map(length).unwrap_or_default()));
+        } else if next.as_ref().is_none_or(|(first, _)| end < *first) {
+            *next = Some((end, said));
+        }
+    }
+}
+
+/// Seconds that a flag of an installed process says.
+fn life_of(world: &World, account: &str, flag: &str) -> Option<i64> {
+    let deployment = world.our("Deployment", account)?;
+    let args = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array()?;
+    let prefix = format!("--{flag}=");
+    args.iter().find_map(|arg| seconds(arg.as_str()?.strip_prefix(&prefix)?))
+}
+
+/// `30d`, `1h`, `5m`, `60s`: as the processes take it.
+fn seconds(text: &str) -> Option<i64> {
+    let unit = text.chars().last()?;
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return None,
+    };
+    text.strip_suffix(unit)?.parse::<i64>().ok()?.checked_mul(factor)
+}
+
+fn length(seconds: i64) -> String {
+    span(seconds).trim_start_matches("in ").to_owned()
+}
+
+/// Ends of certificates in OpenMetrics text: the label's value, if there is one, and seconds since 1970. Zero is none.
+fn ends(metrics: &str) -> impl Iterator<Item = (&str, i64)> {
     metrics.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
         let (series, value) = line.rsplit_once(' ')?;
         let (name, labels) = series.split_once('{').unwrap_or((series, ""));
         name.strip_suffix(ENDS)?;
-        let labels = labels.trim_end_matches('}');
-        let called =
-            labels.split('"').nth(1).map_or_else(|| "its certificate".to_owned(), |word| format!("its {word}"));
         let end = value.parse::<f64>().ok().filter(|end| *end > 0.0)?;
         // Exact for any time that a certificate can have.
-        Some((called, end as i64))
+        Some((labels.split('"').nth(1).unwrap_or_default(), end as i64))
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cluster::check::world::tests::world;
-
-    const CA: &str = "# TYPE countersign_ca_certificate_expiration_timestamp_seconds gauge\n\
-                      countersign_ca_certificate_expiration_timestamp_seconds{certificate=\"root\"} 90000.0\n\
-                      countersign_ca_certificate_expiration_timestamp_seconds{certificate=\"issuer\"} 7200.0\n# EOF\n";
-
-    fn with(metrics: &[Result<&str, CallError>]) -> Finding {
-        let served =
-            metrics.iter().map(|metrics| Served { pod: "ca-1".into(), metrics: metrics.clone().map(str::to_owned) });
-        finding(&World { served: served.collect(), ..world() })
-    }
-
-    #[test]
-    fn the_first_to_end_is_told_and_one_that_has_ended_is_a_problem() {
-        let well = with(&[Ok(CA), Ok("x_identity_cert_expiration_timestamp_seconds 8000\n")]);
-        assert_eq!(well.state, State::Ok, "{well:?}");
-        assert!(well.says.contains("2 processes") && well.says.contains("ca-1: its issuer in "), "{well:?}");
-        let ended = with(&[Ok(CA), Ok("x_identity_cert_expiration_timestamp_seconds -5\n")]);
-        assert_eq!(ended.state, State::Problem, "{ended:?}");
-        let ended = with(&[Ok(&CA.replace("7200.0", "0.5").replace("90000.0", "0.25"))]);
-        assert!(
-            ended.state == State::Problem && ended.says.contains("its issuer") && ended.says.contains("its root"),
-            "{ended:?}"
-        );
-    }
-
-    #[test]
-    fn what_could_not_be_asked_is_never_well() {
-        let error = || Err(CallError::Forbidden("pods/proxy".to_owned()));
-        assert_eq!(with(&[Ok(CA), error()]).state, State::Unknown);
-        assert_eq!(with(&[Ok("up 1\n"), error()]).state, State::Problem, "none at all is worse");
-        assert_eq!(with(&[]).state, State::Unknown);
-    }
-}
+#[path = "served_tests.rs"]
+mod tests;
