@@ -3,6 +3,7 @@
 //! Called by people, with the profile that ships; `cluster` makes the same images of a quicker build. It must never put anything into an
 //! image but the program.
 
+mod elf;
 pub mod oci;
 pub mod tar;
 
@@ -107,12 +108,16 @@ pub fn static_programs<'p>(build: Build, packages: impl IntoIterator<Item = &'p 
 }
 
 /// Writes the image of each of our programs; returns the files.
+///
+/// # Errors
+/// A program is not there, or needs something beside itself.
 pub fn ours(programs: &Path, registry: &str, tag: &str, out: &Path) -> Result<Vec<PathBuf>> {
     PROGRAMS
         .iter()
         .map(|(name, user)| {
             let program = programs.join(name);
             let content = std::fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
+            elf::alone(&content).with_context(|| program.display().to_string())?;
             let mut layer = Archive::default();
             layer.file(name, 0o755, &content)?;
             let image = Image {
@@ -130,4 +135,87 @@ pub fn ours(programs: &Path, registry: &str, tag: &str, out: &Path) -> Result<Ve
             Ok(file)
         })
         .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::process::Command;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// What `tar` prints.
+    fn tar(args: &[&str], file: &Path) -> Vec<u8> {
+        let output = Command::new("tar").arg(args[0]).arg(file).args(&args[1..]).output().unwrap();
+        assert!(output.status.success(), "{args:?} {}", file.display());
+        output.stdout
+    }
+
+    fn blob(image: &Path, descriptor: &Value) -> Vec<u8> {
+        let digest = descriptor["digest"].as_str().unwrap().replace(':', "/");
+        tar(&["-xOf", &format!("blobs/{digest}")], image)
+    }
+
+    fn json(bytes: &[u8]) -> Value {
+        serde_json::from_slice(bytes).unwrap()
+    }
+
+    #[test]
+    fn an_image_holds_one_program_and_nothing_else_and_runs_it_as_no_root() {
+        let dir = crate::programs::scratch("countersign-image-test").unwrap();
+        for (name, _) in PROGRAMS {
+            std::fs::write(dir.join(name), elf::tests::smallest()).unwrap();
+        }
+        let files = ours(&dir, "registry.example/a", "1", &dir.join("out")).unwrap();
+        assert_eq!(files.len(), 4);
+        for (file, (name, _)) in files.iter().zip(PROGRAMS) {
+            let index = json(&tar(&["-xOf", "index.json"], file));
+            let manifest = json(&blob(file, &index["manifests"][0]));
+            assert_eq!(manifest["layers"].as_array().unwrap().len(), 1, "{name}");
+            let layer = dir.join("layer.tar");
+            std::fs::write(&layer, blob(file, &manifest["layers"][0])).unwrap();
+            // No shell, no loader, no library, no folder in which something could lie: one line.
+            let listing = String::from_utf8(tar(&["-tvf"], &layer)).unwrap();
+            assert_eq!(listing.lines().count(), 1, "{listing}");
+            assert!(
+                listing.starts_with("-rwxr-xr-x") && listing.trim_end().ends_with(&format!(" {name}")),
+                "{listing}"
+            );
+            assert_eq!(tar(&["-xOf", name], &layer), elf::tests::smallest());
+            let config = json(&blob(file, &manifest["config"]))["config"].clone();
+            assert_eq!(config["Entrypoint"], serde_json::json!([format!("/{name}")]));
+            // As numbers, which the kubelet's runAsNonRoot can judge.
+            let (user, group) = config["User"].as_str().unwrap().split_once(':').unwrap();
+            assert!(user.parse::<u32>().unwrap() > 0 && group.parse::<u32>().unwrap() > 0, "{config}");
+            for more in ["Cmd", "Shell", "Volumes", "ExposedPorts"] {
+                assert!(config.get(more).is_none(), "{config}");
+            }
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn no_image_is_made_of_a_program_that_needs_another() {
+        let dir = crate::programs::scratch("countersign-image-dynamic-test").unwrap();
+        for (name, _) in PROGRAMS {
+            std::fs::copy("/bin/ls", dir.join(name)).unwrap();
+        }
+        let error = ours(&dir, "registry.example/a", "1", &dir.join("out")).unwrap_err();
+        let left = dir.join("out").exists();
+        std::fs::remove_dir_all(&dir).unwrap();
+        let error = format!("{error:#}");
+        assert!(error.contains("countersign-proxy: is linked dynamically"), "{error}");
+        assert!(!left, "something was written");
+    }
+
+    /// The sidecar's user is the one that the redirect rules let pass.
+    #[test]
+    fn the_sidecars_image_names_the_user_that_the_rules_know() {
+        let (_, user) = PROGRAMS.iter().find(|(name, _)| *name == "countersign-proxy").unwrap();
+        let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../api/src/ports.rs")).unwrap();
+        let number = user.split(':').next().unwrap();
+        assert!(source.contains(&format!("PROXY_UID: u32 = {number};")), "{user}");
+    }
 }
