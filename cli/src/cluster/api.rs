@@ -206,19 +206,32 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 pub mod tests {
     use std::convert::Infallible;
+    use std::sync::Arc;
 
     use super::*;
 
     /// An API server with these objects: each path, without its query, and what is there. Nothing is anywhere else.
     pub fn holding(objects: Vec<(String, Value)>) -> Api {
-        let answer = move |request: Request<Body>| {
-            let found = objects.iter().find(|(path, _)| path == request.uri().path());
-            let (status, body) =
-                found.map_or((StatusCode::NOT_FOUND, Value::Null), |(_, object)| (StatusCode::OK, object.clone()));
-            let mut response = http::Response::new(Body::from(body.to_string().into_bytes()));
-            *response.status_mut() = status;
-            async move { Ok::<_, Infallible>(response) }
+        answering(move |path, _| {
+            let found = objects.iter().find(|(at, _)| at == path);
+            found.map_or((StatusCode::NOT_FOUND, Value::Null), |(_, object)| (StatusCode::OK, object.clone()))
+        })
+    }
+
+    /// An API server that answers a path and a body (`Null` where there is none) with a status and a body.
+    pub fn answering(answer: impl Fn(&str, &Value) -> (StatusCode, Value) + Send + Sync + 'static) -> Api {
+        let answer = Arc::new(answer);
+        let serve = move |request: Request<Body>| {
+            let answer = Arc::clone(&answer);
+            async move {
+                let path = request.uri().path().to_owned();
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let (status, body) = answer(&path, &serde_json::from_slice(&body).unwrap_or(Value::Null));
+                let mut response = http::Response::new(Body::from(body.to_string().into_bytes()));
+                *response.status_mut() = status;
+                Ok::<_, Infallible>(response)
+            }
         };
-        Api(Client::new(tower::service_fn(answer), "default"))
+        Api(Client::new(tower::service_fn(serve), "default"))
     }
 }

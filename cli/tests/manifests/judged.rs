@@ -18,6 +18,21 @@ fn helm_lint_has_nothing_to_say() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
+/// An older cluster would take the sidecar for an init container like any other, and wait for its end.
+#[test]
+fn helm_refuses_a_cluster_before_native_sidecars() {
+    let Some(helm) = tools::helm() else { return };
+    let on = |version: &str| super::chart(&helm, "countersign-system", &json!({}), &["--kube-version", version]);
+    for old in ["1.28.15", "v1.28.15-gke.1", "1.19.0"] {
+        let said = on(old).expect_err(old);
+        assert!(said.contains("requires kubeVersion: >=1.29.0-0"), "{said}");
+    }
+    // What providers append is no pre-release of an older version.
+    for new in ["1.29.0", "v1.29.0-eks-a5ec690", "v1.34.4+k3s1"] {
+        assert!(on(new).is_ok(), "{new}");
+    }
+}
+
 #[test]
 fn kubeconform_finds_every_object_valid_and_knows_every_kind() {
     let (Some(kubeconform), Some(openapi)) = (tools::kubeconform(), tools::openapi()) else { return };

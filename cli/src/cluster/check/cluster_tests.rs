@@ -36,6 +36,27 @@ fn an_api_server_before_native_sidecars_is_a_problem() {
 }
 
 #[test]
+fn a_kubelet_before_native_sidecars_is_a_problem_and_its_node_is_named() {
+    let mut world = world();
+    let with = |name: &str, version: &str| {
+        let mut node = node(name, "6.1.0");
+        node["status"]["nodeInfo"]["kubeletVersion"] = version.into();
+        node
+    };
+    world.nodes = Ok(vec![with("node0", "v1.29.0"), with("node1", "v1.34.4-eks-1234"), with("node2", "v2.0.0")]);
+    let found = kubelets(&world);
+    assert_eq!((found.state, found.says.as_str()), (State::Ok, "all 3 are 1.29 or later"));
+    // An API server may be three minor versions ahead of its kubelets, and one node be forgotten. What cannot be read is not well.
+    for old in ["v1.28.15", "v1.9.0", "v0.99.0", "", "unknown"] {
+        world.nodes = Ok(vec![with("node0", "v1.34.4"), with("node1", old)]);
+        let found = kubelets(&world);
+        assert_eq!(found.state, State::Problem, "{old}");
+        assert_eq!(found.says, format!("node1: {old}"));
+        assert!(found.todo.unwrap().contains("upgrade these nodes"));
+    }
+}
+
+#[test]
 fn a_kernel_that_is_too_old_is_named_and_one_that_was_not_tried_is_told_as_that() {
     let mut world = world();
     world.nodes = Ok(vec![node("node0", "4.18.0-553.el8"), node("node1", "6.1.0")]);

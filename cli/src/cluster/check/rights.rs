@@ -133,3 +133,88 @@ impl std::fmt::Display for Question {
         self.namespace.iter().try_for_each(|namespace| write!(f, " in {namespace}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::*;
+    use crate::cluster::api::tests::answering;
+    use crate::cluster::block_on;
+    use crate::cluster::check::State;
+    use crate::cluster::check::world::tests::world;
+
+    /// What is found where the API server allows what `may` says of a review's kind and its spec.
+    fn found(pre: bool, may: impl Fn(&str, &Value) -> bool + Send + Sync + 'static) -> Finding {
+        asked(pre, move |path, review| {
+            assert!(path.starts_with(AUTHORIZATION), "{path}");
+            let allowed = may(review["kind"].as_str().unwrap(), &review["spec"]);
+            (StatusCode::CREATED, json!({ "status": { "allowed": allowed } }))
+        })
+    }
+
+    fn asked(pre: bool, answer: impl Fn(&str, &Value) -> (StatusCode, Value) + Send + Sync + 'static) -> Finding {
+        let objects = crate::install::defaults("countersign-system").unwrap();
+        let world = World { pre, objects, ..world() };
+        let mut findings = block_on(async { findings(&answering(answer), &world).await }).unwrap();
+        assert_eq!(findings.len(), 1);
+        findings.remove(0)
+    }
+
+    #[test]
+    fn whoever_may_do_all_may_install() {
+        let well = found(true, |kind, spec| kind == "SelfSubjectAccessReview" && spec["user"].is_null());
+        assert_eq!(well.state, State::Ok, "{well:?}");
+        assert!(well.says.starts_with("you may make and change all 1"), "{well:?}");
+    }
+
+    #[test]
+    fn before_an_install_each_missing_permission_is_named() {
+        let missing = found(true, |_, spec| {
+            let of = &spec["resourceAttributes"];
+            assert!(matches!(of["verb"].as_str(), Some("create" | "patch")), "{of}");
+            of["resource"] != "clusterroles" && !(of["resource"] == "secrets" && of["verb"] == "create")
+        });
+        assert_eq!(missing.state, State::Problem, "{missing:?}");
+        let rbac = "rbac.authorization.k8s.io";
+        let said = format!(
+            "you may not create secrets in countersign-system; you may not create clusterroles.{rbac}; you may not patch \
+             clusterroles.{rbac}"
+        );
+        assert_eq!(missing.says, said);
+        assert!(missing.todo.unwrap().contains("cluster-admin"));
+    }
+
+    #[test]
+    fn whoever_may_do_nothing_is_told_the_first_and_how_many_more() {
+        let nothing = found(true, |_, _| false);
+        assert_eq!(nothing.state, State::Problem, "{nothing:?}");
+        assert!(nothing.says.contains("more"), "{nothing:?}");
+    }
+
+    #[test]
+    fn where_nobody_answers_it_is_unknown_unless_something_is_known_to_be_missing() {
+        let down = || (StatusCode::SERVICE_UNAVAILABLE, json!({ "message": "down" }));
+        assert_eq!(asked(true, move |_, _| down()).state, State::Unknown);
+        let partly =
+            asked(true, move |_, review| match review["spec"]["resourceAttributes"]["resource"] == "namespaces" {
+                true => (StatusCode::CREATED, json!({ "status": { "allowed": false } })),
+                false => down(),
+            });
+        assert_eq!(partly.state, State::Problem);
+        // No word is no "yes".
+        assert_eq!(asked(true, |_, _| (StatusCode::CREATED, json!({}))).state, State::Problem);
+    }
+
+    #[test]
+    fn after_an_install_the_accounts_are_asked_for_and_one_without_a_right_is_named() {
+        let ca = "system:serviceaccount:countersign-system:countersign-ca";
+        let missing = found(false, move |kind, spec| {
+            assert_eq!(kind, "SubjectAccessReview");
+            assert!(spec["user"].as_str().unwrap().starts_with("system:serviceaccount:countersign-system:"), "{spec}");
+            !(spec["user"] == ca && spec["resourceAttributes"]["resource"] == "tokenreviews")
+        });
+        assert_eq!(missing.state, State::Problem, "{missing:?}");
+        assert_eq!(missing.says, "countersign-ca may not create tokenreviews.authentication.k8s.io");
+    }
+}
