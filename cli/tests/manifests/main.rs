@@ -6,6 +6,7 @@
 
 mod demo;
 mod judged;
+mod least;
 mod roads;
 mod schemas;
 mod tools;
