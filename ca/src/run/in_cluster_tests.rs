@@ -19,6 +19,7 @@ use crate::config::Args;
 use crate::kubernetes::testing::{ApiServer, Fault};
 use crate::testing::{csr, p256, private_dir};
 
+mod hanging;
 mod leader;
 
 const SYSTEM: &str = "countersign-system";

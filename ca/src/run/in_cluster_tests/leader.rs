@@ -7,7 +7,7 @@ const HOUR: u64 = 3600;
 /// A refresh of the state, a renewal of the own SVID: a second or so each.
 const SOON: Duration = Duration::from_secs(20);
 
-async fn exchange(replica: &Replica, method: &str, path: &str) -> (u16, Value) {
+pub(super) async fn exchange(replica: &Replica, method: &str, path: &str) -> (u16, Value) {
     let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
     let mut unix = tokio::net::UnixStream::connect(&replica.ca.admin).await.unwrap();
     unix.write_all(request.as_bytes()).await.unwrap();
