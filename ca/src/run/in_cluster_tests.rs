@@ -21,6 +21,7 @@ use crate::testing::{csr, p256, private_dir};
 
 mod hanging;
 mod leader;
+mod race;
 
 const SYSTEM: &str = "countersign-system";
 
