@@ -1,9 +1,9 @@
 //! The client: requests at a steady rate, and what became of each.
 //!
-//! Called by `main`. A request that fails is counted with its reason and never tried again, with one exception that HTTP itself makes
-//! (RFC 9112, 9.3.1): on a kept connection that the server closed before it was used. These are counted too, and the test says how many there may be.
+//! Called by `main`. A request that fails is counted with its reason and never tried again, not even on a kept connection that the server closed
+//! just then: a server that means to close one says so first (`connection: close`), and such a one is not used again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::CONNECTION;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
@@ -30,8 +31,6 @@ const AFTER: Duration = Duration::from_secs(10);
 struct Counts {
     good: u64,
     failed: BTreeMap<String, u64>,
-    /// Asked once more, on another connection.
-    retried: u64,
     /// When the last good one was asked, in milliseconds after the start.
     last_good: u128,
     /// Which pods answered, and how often.
@@ -67,15 +66,12 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
         let (uri, counts, kept) = (uri.clone(), Arc::clone(&counts), Arc::clone(&kept));
         under_way.spawn(async move {
             let asked = Instant::now();
-            let mut retried = 0;
-            let answer =
-                match tokio::time::timeout(LIMIT, ask(&uri, address, keep.then_some(&*kept), &mut retried)).await {
-                    Ok(answer) => answer,
-                    Err(_) => Err(anyhow::anyhow!("no answer within {} s", LIMIT.as_secs())),
-                };
+            let answer = match tokio::time::timeout(LIMIT, ask(&uri, address, keep.then_some(&*kept))).await {
+                Ok(answer) => answer,
+                Err(_) => Err(anyhow::anyhow!("no answer within {} s", LIMIT.as_secs())),
+            };
             let Ok(mut counts) = counts.lock() else { return };
             counts.slowest = counts.slowest.max(asked.elapsed());
-            counts.retried += retried;
             match answer {
                 Ok((StatusCode::OK, text)) => {
                     counts.good += 1;
@@ -96,7 +92,6 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
         "good": counts.good,
         "failed": counts.failed.values().sum::<u64>(),
         "reasons": counts.failed,
-        "retried": counts.retried,
         "lasted_s": lasted.as_secs(),
         "began_ms": u64::try_from(epoch.as_millis())?,
         "last_good_ms": u64::try_from(counts.last_good)?,
@@ -112,7 +107,7 @@ pub async fn run(url: &str, seconds: u64, keep: bool) -> anyhow::Result<()> {
 /// Asks once and prints the answer; an answer other than 200 is an error.
 pub async fn get(url: &str) -> anyhow::Result<()> {
     let uri = url.parse()?;
-    let asked = async { ask(&uri, resolved(&uri).await?, None, &mut 0).await };
+    let asked = async { ask(&uri, resolved(&uri).await?, None).await };
     let (status, text) = tokio::time::timeout(LIMIT, asked).await??;
     print!("{text}");
     if status != StatusCode::OK {
@@ -130,7 +125,8 @@ impl Counts {
     }
 }
 
-type Kept = Mutex<Vec<SendRequest<Empty<Bytes>>>>;
+/// The one that was used longest ago first, so that each of them is used, and hears whether its server is about to end, every few seconds.
+type Kept = Mutex<VecDeque<SendRequest<Empty<Bytes>>>>;
 
 async fn resolved(uri: &Uri) -> anyhow::Result<SocketAddr> {
     let host = uri.host().context("URL without a host")?;
@@ -139,40 +135,34 @@ async fn resolved(uri: &Uri) -> anyhow::Result<SocketAddr> {
     found.next().context("a name without an address")
 }
 
-async fn ask(
-    uri: &Uri,
-    address: SocketAddr,
-    kept: Option<&Kept>,
-    retried: &mut u64,
-) -> anyhow::Result<(StatusCode, String)> {
+async fn ask(uri: &Uri, address: SocketAddr, kept: Option<&Kept>) -> anyhow::Result<(StatusCode, String)> {
+    let mut connection = match waiting(kept).await {
+        Some(connection) => connection,
+        None => connect(address).await?,
+    };
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let host = uri.authority().context("URL without a host")?.as_str();
+    let request = Request::get(path).header("host", host).body(Empty::new())?;
+    let response = connection.send_request(request).await.context("request")?;
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.context("answer")?.to_bytes();
+    let closes = head.headers.get(CONNECTION).is_some_and(|word| word.as_bytes().eq_ignore_ascii_case(b"close"));
+    if let Some(kept) = kept
+        && !closes
+        && let Ok(mut kept) = kept.lock()
+    {
+        kept.push_back(connection);
+    }
+    Ok((head.status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// A kept connection that is still open. Those that were closed while nobody asked anything on them are no failures.
+async fn waiting(kept: Option<&Kept>) -> Option<SendRequest<Empty<Bytes>>> {
     loop {
-        let waiting = kept.and_then(|kept| kept.lock().ok().and_then(|mut kept| kept.pop()));
-        let reused = waiting.is_some();
-        let mut connection = match waiting {
-            Some(connection) if connection.is_closed() => continue,
-            Some(connection) => connection,
-            None => connect(address).await?,
-        };
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let host = uri.authority().context("URL without a host")?.as_str();
-        let request = Request::get(path).header("host", host).body(Empty::new())?;
-        connection.ready().await.context("connection")?;
-        let response = match connection.send_request(request).await {
-            Err(error) if reused && (error.is_incomplete_message() || error.is_canceled()) => {
-                *retried += 1;
-                continue;
-            }
-            other => other.context("request")?,
-        };
-        let status = response.status();
-        let body = response.into_body().collect().await.context("answer")?.to_bytes();
-        if let Some(kept) = kept
-            && !connection.is_closed()
-            && let Ok(mut kept) = kept.lock()
-        {
-            kept.push(connection);
+        let mut connection = kept?.lock().ok()?.pop_front()?;
+        if connection.ready().await.is_ok() {
+            return Some(connection);
         }
-        return Ok((status, String::from_utf8_lossy(&body).into_owned()));
     }
 }
 

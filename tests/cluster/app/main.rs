@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 app serve [sick]                 HTTP on 8080, gRPC health on 9090, TCP on 7070, well or sick at first; prints each call of /hook/NAME;
-                                 SIGTERM: goes on for 4 s, then ends in order
+                                 SIGTERM: goes on for 4 s, each answer with `connection: close`, then ends in order
 app load URL SECONDS new|keep    20 requests a second, each on a new connection, or all on kept ones; prints a JSON report;
                                  SIGTERM: goes on for 10 s, then ends in order
 app get URL                      one request; prints what came

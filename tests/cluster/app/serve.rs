@@ -1,7 +1,7 @@
 //! The server: HTTP/1.1, the standard gRPC health service, and a TCP port, all well or all sick.
 //!
-//! Called by `main`. It ends as a good app does: after SIGTERM it goes on serving until the cluster has noticed, then lets each
-//! connection finish.
+//! Called by `main`. It ends as a good app does: after SIGTERM it goes on serving until the cluster has noticed, and says with each answer that its
+//! connection is not to be used again; then it lets each connection finish.
 
 use std::convert::Infallible;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
@@ -28,13 +29,17 @@ const LAST_REQUESTS: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 struct App {
     well: watch::Sender<bool>,
+    /// It was told to end. Who asks now is answered, on this connection for the last time.
+    told: watch::Sender<bool>,
+    /// The cluster has had time to notice.
     ending: watch::Receiver<bool>,
 }
 
 /// Serves until SIGTERM; at first `well` or not.
 pub async fn run(well: bool) -> anyhow::Result<()> {
     let (end, ending) = watch::channel(false);
-    let app = App { well: watch::Sender::new(well), ending };
+    let told = watch::Sender::new(false);
+    let app = App { well: watch::Sender::new(well), told: told.clone(), ending };
     let (http, grpc) = (listen(HTTP).await?, listen(GRPC).await?);
     let asked = until_asked();
     tokio::spawn(serve_http(app.clone(), http));
@@ -43,6 +48,7 @@ pub async fn run(well: bool) -> anyhow::Result<()> {
     println!("serving");
     asked.await?;
     println!("asked to end");
+    told.send_replace(true);
     tokio::time::sleep(NOTICE).await;
     end.send_replace(true);
     // Gone when the last connection's copy is.
@@ -102,6 +108,9 @@ async fn answer(app: App, request: Request<Incoming>, peer: SocketAddr) -> Resul
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
+    if *app.told.borrow() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response)
 }
 
@@ -129,10 +138,10 @@ fn checked(status: Option<u8>) -> Response<StreamBody<Frames>> {
     let message = status.map(|status| Ok(Frame::data(Bytes::from(vec![0, 0, 0, 0, 2, 8, status]))));
     let mut trailers = HeaderMap::new();
     let code = if status.is_some() { "0" } else { "12" }; // unimplemented
-    trailers.insert("grpc-status", hyper::header::HeaderValue::from_static(code));
+    trailers.insert("grpc-status", HeaderValue::from_static(code));
     let frames: Vec<_> = message.into_iter().chain([Ok(Frame::trailers(trailers))]).collect();
     let mut response = Response::new(StreamBody::new(futures_util::stream::iter(frames)));
-    let kind = hyper::header::HeaderValue::from_static("application/grpc");
+    let kind = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
     response
 }
