@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use countersign_admin::health::{self, Check, Health};
 use countersign_admin::{Log, Routes, http};
 use countersign_credentials::{SharedClock, Status as CaStatus, Watch};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -107,6 +108,8 @@ impl Inside {
             "ready": ready.is_ok(),
             "not_ready_because": ready.err(),
             "trust_domain": snapshot.index.as_ref().map(|index| index.mesh().trust_domain.as_str()),
+            "pod_ranges": snapshot.index.as_ref().map(|index| ranges(&index.mesh().pod_ranges)),
+            "service_ranges": snapshot.index.as_ref().map(|index| ranges(&index.mesh().service_ranges)),
             "own_svid": self.own_svid(),
             "source": source(&snapshot),
             "drift": snapshot.index.as_ref().map(|index| drift::drift(index, &records)),
@@ -191,8 +194,11 @@ fn proxy(record: &Record) -> Value {
     })
 }
 
+fn ranges(ranges: &[IpNet]) -> Vec<String> {
+    ranges.iter().map(ToString::to_string).collect()
+}
+
 fn mesh(index: &Index) -> Value {
-    let ranges = |ranges: &[ipnet::IpNet]| ranges.iter().map(ToString::to_string).collect::<Vec<_>>();
     let workloads = index.members().iter().map(|member| {
         let workload = &member.workload;
         json!({

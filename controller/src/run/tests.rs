@@ -269,6 +269,8 @@ async fn what_is_shown_is_what_is() {
     assert_eq!(proxy["sent_revision"], revision);
     assert_eq!(proxy["acked_revision"], serde_json::Value::Null);
     assert_eq!(status["own_svid"]["id"], account("countersign-system", "countersign-controller"));
+    let ranges = (&status["pod_ranges"], &status["service_ranges"]);
+    assert_eq!(ranges, (&serde_json::json!(["127.0.0.0/24"]), &serde_json::json!(["10.96.0.0/16"])));
     let dump = whole.admin("/config_dump").await;
     assert_eq!(dump["mesh"]["workloads"].as_array().unwrap().len(), 3);
     assert_eq!(dump["mesh"]["namespaces"][0]["policies"].as_array().unwrap().len(), 1);
