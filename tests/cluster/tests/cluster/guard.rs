@@ -1,4 +1,5 @@
-//! What nobody gets past: by a token that has ended, by an account that was taken over, by a container that comes later.
+//! What nobody gets past: by an account that was taken over, by a container that comes later, by a pod that the injector refuses. (By a token of another:
+//! `tokens`.)
 
 use std::time::Duration;
 
@@ -7,10 +8,9 @@ use countersign_cluster_tests::Beside::Others;
 use countersign_cluster_tests::{Cluster, Namespace, Promise, until};
 use serde_json::{Value, json};
 
-use crate::mesh::{ALONE, INJECT, SYSTEM, alone, installed, meshed, pair};
+use crate::mesh::{ALONE, INJECT, SYSTEM, installed, meshed, pair};
 
 pub const PROMISES: &[Promise] = &[
-    ("the_ca_refuses_the_token_of_a_pod_that_was_deleted", Others, deleted_pods_token),
     ("a_taken_over_injector_can_make_no_secret", Others, taken_over),
     ("where_pod_security_forbids_the_sidecar_admission_says_so_clearly", Others, pod_security),
     ("kubectl_debug_works_but_not_as_the_sidecars_user", Others, debug),
@@ -54,60 +54,6 @@ pub fn by_hand(namespace: &Namespace<'_>, of: &str, name: &str) -> Result<Value>
     pod["spec"].as_object_mut().context("spec")?.remove("nodeName");
     pod.as_object_mut().context("pod")?.remove("status");
     Ok(pod)
-}
-
-/// A thief holds another pod's token, in a pod that is otherwise as it should be.
-fn deleted_pods_token(cluster: &Cluster) -> Result<()> {
-    let namespace = meshed(cluster, "guard-token")?;
-    alone(&namespace)?;
-    let thief = by_hand(&namespace, "alone", "thief")?;
-    // The owner shows it to a container of its own making; the thief gets it by a Secret.
-    let mut owner = by_hand(&namespace, "alone", "owner")?;
-    owner["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "countersign-token", "mountPath": "/stolen" }]);
-    namespace.apply(&owner.to_string())?;
-    namespace.ready("pod/owner")?;
-    let token = namespace.exec("pod/owner", &["cat", "/stolen/countersign-token"])?;
-    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "stolen" }, "stringData": { "countersign-token": token } });
-    namespace.apply(&secret.to_string())?;
-    let with_it = |name: &str| {
-        let mut pod = thief.clone();
-        pod["metadata"]["name"] = name.into();
-        pod["metadata"]["labels"]["app"] = name.into();
-        for volume in pod["spec"]["volumes"].as_array_mut().context("volumes")? {
-            if volume["name"] == "countersign-token" {
-                *volume =
-                    json!({ "name": "countersign-token", "secret": { "secretName": "stolen", "defaultMode": 0o644 } });
-            }
-        }
-        namespace.apply(&pod.to_string())
-    };
-    let log_has = |pod: &str, words: &[&str]| {
-        until(Duration::from_secs(60), &format!("{pod} says {words:?}"), || {
-            let log = namespace.kubectl(&["logs", pod, "-c", "countersign-proxy"])?;
-            let line = log.lines().find(|line| words.iter().all(|word| line.contains(word)));
-            line.map(str::to_owned).with_context(|| log.clone())
-        })
-        .map_err(|error| namespace.explained(error))
-    };
-    // While its pod is there the token is good, whoever holds it: what refuses it later is that its pod is gone.
-    with_it("early")?;
-    log_has("early", &["new SVID in force"])?;
-    namespace.kubectl(&["delete", "pod", "owner", "early", "--wait=true"])?;
-    // The API server itself remembers good ones for up to 10 s.
-    let review = json!({
-        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": { "token": token, "audiences": ["countersign-ca"] },
-    });
-    until(Duration::from_secs(30), "the API server knows", || {
-        let answer = cluster.kubectl_with(&["create", "-f", "-", "-o", "json"], &review.to_string())?;
-        ensure!(serde_json::from_str::<Value>(&answer)?["status"]["authenticated"] != true, "{answer}");
-        Ok(())
-    })?;
-    with_it("late")?;
-    let refusal = log_has("late", &["no new SVID", "nauthenticated"])?;
-    ensure!(!refusal.contains(token.trim()), "the token is in the log");
-    let log = namespace.kubectl(&["logs", "late", "-c", "countersign-proxy"])?;
-    ensure!(!log.contains("new SVID in force"), "{log}");
-    namespace.kubectl(&["delete", "pod", "late", "--wait=false"]).map(drop)
 }
 
 /// What the injector's account may do to Secrets, by the API server's own word, and by trying it.

@@ -2,6 +2,7 @@
 //!
 //! Run by `cargo xtask cluster test` and by `cargo xtask test`.
 
+mod asked;
 mod bed;
 mod guard;
 mod health;
@@ -12,6 +13,7 @@ mod outage;
 mod plane;
 mod rules;
 mod talk;
+mod tokens;
 
 use std::process::ExitCode;
 
@@ -21,10 +23,12 @@ fn main() -> ExitCode {
     let promises: Vec<Promise> = [
         bed::PROMISES,
         plane::PROMISES,
+        asked::PROMISES,
         talk::PROMISES,
         life::PROMISES,
         health::PROMISES,
         guard::PROMISES,
+        tokens::PROMISES,
         rules::PROMISES,
         outage::PROMISES,
         install::PROMISES,

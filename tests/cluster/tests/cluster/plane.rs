@@ -78,7 +78,7 @@ fn metric(cluster: &Cluster, pod: &str, port: u16, name: &str) -> Result<f64> {
 }
 
 /// `NAMESPACE/pods/NAME` of all pods of ours with this name that are to stay.
-fn pods_of(cluster: &Cluster, name: &str) -> Result<Vec<String>> {
+pub fn pods_of(cluster: &Cluster, name: &str) -> Result<Vec<String>> {
     let pods = cluster.object(&["-n", SYSTEM, "get", "pods", "-l", &format!("app.kubernetes.io/name={name}")])?;
     let staying =
         pods["items"].as_array().into_iter().flatten().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());

@@ -16,6 +16,7 @@ pub const PROMISES: &[Promise] = &[
     ("a_pod_without_a_sidecar_is_refused", Others, unmeshed_is_refused),
     ("a_meshed_stranger_is_refused", Others, stranger_is_refused),
     ("a_pod_without_a_sidecar_is_let_in_where_a_rule_says_unauthenticated", Others, let_in),
+    ("a_port_that_an_annotation_leaves_out_is_open_to_everybody_and_no_other_is", Others, left_out),
     ("two_endpoints_behind_a_cluster_ip_both_serve", Others, both_serve),
     ("the_pods_of_a_stateful_set_are_reached_by_their_own_names", Others, stateful_set),
     ("exec_logs_and_port_forward_work_on_a_meshed_pod", Others, people),
@@ -110,6 +111,37 @@ fn let_in(cluster: &Cluster) -> Result<()> {
     until(Duration::from_secs(10), "the rule lets it in", || outside.curl("pod/client", url))?;
     // And who is meshed still comes by TLS.
     namespace.curl("pod/client", "http://server/").map(drop)
+}
+
+const LEFT_OUT: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: open
+  labels: {app: open}
+  annotations: {proxy.countersign.dev/skip-inbound-ports: "8080, 9999"}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: app, image: 'localhost/app:1', args: [serve]}]
+"#;
+
+fn left_out(cluster: &Cluster) -> Result<()> {
+    let namespace = pair(cluster, "talk-skip")?;
+    let outside = stranger(cluster, "talk-skipper")?;
+    namespace.apply(LEFT_OUT)?;
+    namespace.ready("pod/open")?;
+    let open = namespace.address("open")?;
+    // The app sees who comes, as there is no sidecar between: its own pod's address is what it would see otherwise.
+    let (answer, guest) = (outside.curl("pod/client", &format!("http://{open}:8080/"))?, outside.address("client")?);
+    ensure!(answer.starts_with("hello from open ") && answer.trim().ends_with(&format!(" to {guest}")), "{answer}");
+    // Its other ports are closed to the same one, and so is that port of a pod without the annotation.
+    outside.refused("pod/client", &format!("http://{open}:7070/"))?;
+    let server = namespace.address("server")?;
+    outside.refused("pod/client", &format!("http://{server}:8080/"))?;
+    // What it says itself goes through its sidecar all the same.
+    let answer = namespace.curl("pod/client", "http://server/")?;
+    ensure!(answer.starts_with("hello from server"), "{answer}");
+    Ok(())
 }
 
 fn both_serve(cluster: &Cluster) -> Result<()> {
