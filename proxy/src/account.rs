@@ -13,7 +13,7 @@ use tracing::debug;
 use crate::metrics::OpenGuard;
 use crate::outcome::{Blame, Direction, Outcome, Security};
 use crate::permit::{Denial, Permit};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Refusal};
 use crate::tls::Peer;
 
 /// Connections so far.
@@ -112,6 +112,13 @@ impl Account {
         self.outcome.revision.clone_from(&denial.revision);
         self.outcome.denial_id = Some(denial.id);
         self.close(denial.reason, Blame::Policy, String::new());
+    }
+
+    /// Closes the account with a refusal that is remembered, and so has an id.
+    pub fn refused(mut self, denial: &Denial, refusal: Refusal) {
+        self.outcome.revision.clone_from(&denial.revision);
+        self.outcome.denial_id = Some(denial.id);
+        self.close(refusal.result, refusal.blame, refusal.detail);
     }
 
     /// Closes the account. `result` is a word of docs/errors.md.

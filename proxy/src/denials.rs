@@ -1,27 +1,33 @@
-//! What was denied lately, so that a denial can be explained afterwards: one entry for each (source, port, rule), with a count, whose id
-//! its repeats carry.
+//! What was denied or refused lately, so that it can be explained afterwards: one entry for each (source, port, rule), with a count,
+//! whose id its repeats carry.
 //!
-//! `permit` notes, the admin socket shows; `countersign explain` asks there. A scan must not evict the evidence of others: each
-//! identity has a quota, and sources without one, known by their /24 or /64, share one. It must never cost the data path more than a
-//! look-up, nor keep more than a few outdated rule sets alive.
+//! `permit` notes what rules denied, the inbound journey what it refused before a rule could be asked (`refused`); the admin socket shows
+//! both, and `countersign explain` asks there (`words`). A scan must not evict the evidence of others: each identity has a quota, and
+//! sources without one, known by their /24 or /64, share one, which takes nothing from identities. It must never cost the data path more
+//! than a look-up, nor keep more than a few outdated rule sets alive.
+
+mod refused;
+mod words;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use countersign_policy::{Attempt, PolicySet, Source, Trace, trace};
+use countersign_policy::{PolicySet, Trace};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Serialize;
 
 use crate::permit::{Asking, Denial, DenialId};
 
+pub use self::refused::{Ground, Refused};
+
 /// Most entries of one source.
 const EACH: usize = 16;
 /// Most entries of all sources without identity.
 const NAMELESS: usize = 128;
-/// Most entries.
-const ALL: usize = 1024;
+/// Most entries of all others.
+const NAMED: usize = 896;
 /// Most rule sets held for entries: a denial under an older one is explained without them.
 const SETS: usize = 4;
 
@@ -74,6 +80,8 @@ struct Entry {
     seen: u64,
     count: u64,
     asking: Asking,
+    /// Where no rule was asked: why not.
+    refused: Option<Refused>,
     revision: Option<Arc<str>>,
     rules: Option<Arc<PolicySet>>,
 }
@@ -93,6 +101,8 @@ pub struct DenialView {
     /// Where the app wanted to go.
     destination: Option<SocketAddr>,
     reason: &'static str,
+    /// What was seen, where it was refused before a rule could be asked.
+    seen: Option<String>,
     rule: Option<Arc<str>>,
     /// The policy revision that denied it last.
     revision: Option<Arc<str>>,
@@ -120,6 +130,24 @@ impl Denials {
     /// Remembers a denial, and gives it the id that it has from the first time.
     #[must_use]
     pub fn note(&self, asking: &Asking, denial: Denial, rules: &Option<Arc<PolicySet>>) -> Denial {
+        self.remember(asking, denial, None, rules)
+    }
+
+    /// The same for what was refused before a rule could be asked: its source has shown no identity, whatever it may have.
+    #[must_use]
+    pub fn refused(&self, from: IpAddr, port: u16, refused: Refused, rules: &Option<Arc<PolicySet>>) -> Denial {
+        let revision = rules.as_ref().map(|rules| rules.revision().into());
+        let denial = Denial { id: rand::random(), reason: refused.result, rule: None, revision };
+        self.remember(&Asking::In { who: None, source_ip: from, port }, denial, Some(refused), rules)
+    }
+
+    fn remember(
+        &self,
+        asking: &Asking,
+        denial: Denial,
+        refused: Option<Refused>,
+        rules: &Option<Arc<PolicySet>>,
+    ) -> Denial {
         let (from, to) = ends(asking);
         let key = Key { from, to, reason: denial.reason, rule: denial.rule.clone() };
         let now = SystemTime::now();
@@ -132,6 +160,7 @@ impl Denials {
             let same_rules = entry.revision == denial.revision;
             entry.revision.clone_from(&denial.revision);
             entry.asking = asking.clone();
+            entry.refused = refused;
             if !same_rules {
                 ring.hold(&key, rules);
             }
@@ -145,6 +174,7 @@ impl Denials {
             seen,
             count: 1,
             asking: asking.clone(),
+            refused,
             revision: denial.revision.clone(),
             rules: None,
         };
@@ -175,16 +205,17 @@ impl Denials {
     /// Why one was denied.
     #[must_use]
     pub fn explain(&self, id: DenialId) -> Option<Explained> {
-        let (denial, asking, rules) = {
+        let (denial, asking, refused, rules) = {
             let ring = self.lock();
             let key = ring.by_id.get(&id.0)?;
             let entry = ring.entries.get(key)?;
-            (view(key, entry), entry.asking.clone(), entry.rules.clone())
+            (view(key, entry), entry.asking.clone(), entry.refused.clone(), entry.rules.clone())
         };
-        let trace = rules.and_then(|rules| traced(&rules, &asking));
-        let change = trace.as_ref().and_then(Trace::change).unwrap_or_else(|| without_rules(denial.reason).to_owned());
-        let text = text(&denial, trace.as_ref(), &change);
-        Some(Explained { denial, change, trace, text })
+        let trace = rules.as_ref().and_then(|rules| words::traced(rules, &asking));
+        Some(match refused {
+            None => words::denied(denial, trace),
+            Some(refused) => words::refused(denial, &refused, rules.as_deref(), trace),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring> {
@@ -202,8 +233,8 @@ impl Ring {
         } else if from.is_nameless() && self.nameless >= NAMELESS {
             let greediest = self.greediest(From::is_nameless);
             self.evict(|key| Some(&key.from) == greediest.as_ref());
-        } else if self.entries.len() >= ALL {
-            let greediest = self.greediest(|_| true);
+        } else if !from.is_nameless() && self.entries.len() - self.nameless >= NAMED {
+            let greediest = self.greediest(|from| !from.is_nameless());
             self.evict(|key| Some(&key.from) == greediest.as_ref());
         }
     }
@@ -294,51 +325,13 @@ fn view(key: &Key, entry: &Entry) -> DenialView {
         port,
         destination,
         reason: key.reason,
+        seen: entry.refused.as_ref().map(|refused| refused.seen.clone()),
         rule: key.rule.clone(),
         revision: entry.revision.clone(),
         count: entry.count,
         first: unix(entry.first),
         last: unix(entry.last),
     }
-}
-
-fn traced(rules: &PolicySet, asking: &Asking) -> Option<Trace> {
-    match asking {
-        Asking::Out { .. } => None,
-        Asking::In { who, source_ip, port } => {
-            let source = who.as_deref().map_or(Source::Unauthenticated, Source::Authenticated);
-            Some(trace(rules, &Attempt { source, source_ip: *source_ip, port: *port }))
-        }
-    }
-}
-
-/// What to do where no rule was tried, or the rules are no longer held.
-fn without_rules(reason: &'static str) -> &'static str {
-    match reason {
-        "no_rules_known" => "let this proxy reach its controller: it never got rules",
-        "egress_mesh_only" => {
-            "give the other end a sidecar; or label the namespace countersign.dev/egress: Any (a bad label counts as MeshOnly)"
-        }
-        _ => "the rules of that revision are no longer held here: ask again after the next denial",
-    }
-}
-
-fn text(denial: &DenialView, trace: Option<&Trace>, change: &str) -> String {
-    let times = if denial.count == 1 { String::new() } else { format!(", {} times", denial.count) };
-    let head = match trace {
-        Some(trace) => trace.to_string(),
-        None => {
-            let from = denial.identity.as_deref().unwrap_or("no identity");
-            let ends = match (denial.destination, denial.source_ip) {
-                (Some(to), _) => format!("the pod's own app\n  to        {to}"),
-                (None, Some(ip)) => format!("{from} at {ip}\n  port      {}", denial.port),
-                (None, None) => from.to_owned(),
-            };
-            let revision = denial.revision.as_deref().unwrap_or("none");
-            format!("denied: {}\n  source    {ends}\n  revision  {revision}", denial.reason)
-        }
-    };
-    format!("{} {head}\n  change    {change}\n", denial.id.clone() + &times + ":")
 }
 
 #[cfg(test)]

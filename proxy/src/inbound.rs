@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::account::Account;
+use crate::denials::{Ground, Refused};
 use crate::discovery::{Identity, Who};
 use crate::first_bytes::{self, First, Replay, What};
 use crate::intercept::guard::InboundDestination;
@@ -58,7 +59,11 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
             drop(slot);
             return Box::pin(plain(&proxy, io, first.bytes, destination, source, account)).await;
         }
-        Proceed::Refuse(refusal) => return refuse(io, account, refusal),
+        Proceed::Over(refusal) => return refuse(io, account, refusal),
+        Proceed::Refuse(refusal, ground) => {
+            reset(io);
+            return explained(&proxy, account, destination, source, refusal, ground);
+        }
     }
     // What ends before the relay begins is boxed here and below: its state must not live in the future that relays afterwards.
     match Box::pin(accept(&proxy, io, first)).await {
@@ -71,8 +76,23 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
             Ok(()) => account.close("reauthenticated", Blame::Nobody, ""),
             Err(why) => account.close("reauth_refused", Blame::Peer, why.to_string()),
         },
-        Err(refusal) => account.close(refusal.result, refusal.blame, refusal.detail),
+        Err((refusal, ground)) => explained(&proxy, account, destination, source, refusal, ground),
     }
+}
+
+/// Refused before a rule could be asked: remembered as a denial is, under an id.
+fn explained(
+    proxy: &Proxy,
+    account: Box<Account>,
+    destination: InboundDestination,
+    source: SocketAddr,
+    refusal: Refusal,
+    ground: Ground,
+) {
+    let refused = Refused::new(refusal.result, ground, &refusal.detail);
+    let denials = proxy.permits.denials();
+    let denial = denials.refused(source.ip(), destination.port(), refused, &proxy.rules());
+    account.refused(&denial, refusal);
 }
 
 /// Where it was going, if that is an address and port of this pod that a neighbour may name.
@@ -92,8 +112,8 @@ fn own_destination(
 /// What the port's rules and the source's address leave open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Road {
-    /// Our mutual TLS, or nothing.
-    Mutual,
+    /// Our mutual TLS, or nothing; and why.
+    Mutual(Ground),
     /// Our mutual TLS if it comes at once; else untouched, with no identity.
     Either,
     /// Untouched, with no identity, without waiting for a byte.
@@ -104,7 +124,7 @@ impl Road {
     fn patience(self, proxy: &Proxy) -> std::time::Duration {
         match self {
             Self::Either => proxy.config.limits.permissive_hello,
-            Self::Mutual | Self::Plain => proxy.config.limits.first_bytes,
+            Self::Mutual(_) | Self::Plain => proxy.config.limits.first_bytes,
         }
     }
 }
@@ -112,23 +132,23 @@ impl Road {
 /// Strict asks nobody. Permissive, and a Strict port that an Allow opens to `unauthenticated`, ask who the source is.
 async fn road(proxy: &Proxy, source: SocketAddr, port: u16) -> Road {
     let Some(rules) = proxy.rules() else {
-        return Road::Mutual; // no rules known: denied, but after the handshake, by STATUS
+        return Road::Mutual(Ground::NoRules); // no rules known: denied, but after the handshake, by STATUS
     };
     let permissive = rules.modes().mtls == Mtls::Permissive;
     if !permissive && !rules.opens_unauthenticated(port) {
-        return Road::Mutual;
+        return Road::Mutual(Ground::Strict);
     }
     match proxy.discovery.who(SocketAddr::new(source.ip(), 0)).await {
         Ok(Who::Outside | Who::NotMeshed) => Road::Plain,
         Ok(Who::Endpoint(endpoint)) => match endpoint.identity {
-            Identity::Meshed(_) => Road::Mutual,
+            Identity::Meshed(_) => Road::Mutual(Ground::MeshedSource),
             Identity::NotMeshed => Road::Plain,
         },
         Ok(Who::Unknown | Who::Service(_)) | Err(_) => {
             if permissive {
                 Road::Either
             } else {
-                Road::Mutual
+                Road::Mutual(Ground::UnknownSource)
             }
         }
     }
@@ -137,26 +157,33 @@ async fn road(proxy: &Proxy, source: SocketAddr, port: u16) -> Road {
 enum Proceed {
     Mutual,
     Plain,
-    Refuse(Refusal),
+    /// It ended by itself.
+    Over(Refusal),
+    Refuse(Refusal, Ground),
 }
 
 fn proceed(road: Road, first: &First) -> Proceed {
-    let refuse = |result, detail: &str| Proceed::Refuse(Refusal { result, blame: Blame::Peer, detail: detail.into() });
+    let refusal = |result, detail: &str| Refusal { result, blame: Blame::Peer, detail: detail.into() };
+    let refuse = |result, detail, ground| Proceed::Refuse(refusal(result, detail), ground);
     match (first.what, road) {
         (What::Ours, _) => Proceed::Mutual,
-        (What::Reset, _) | (What::Ended, Road::Mutual) => {
-            refuse("closed_early", "the peer ended before its first bytes told what it wants")
+        (What::Reset, _) | (What::Ended, Road::Mutual(_)) => {
+            Proceed::Over(refusal("closed_early", "the peer ended before its first bytes told what it wants"))
         }
         // One that says nothing and waits for an answer, too.
         (_, Road::Either | Road::Plain) => Proceed::Plain,
-        (What::NotTls, Road::Mutual) => refuse("plaintext_refused", "plaintext where only mutual TLS is accepted"),
-        (What::OtherTls, Road::Mutual) => refuse("foreign_tls_refused", "TLS that is not the mesh's mutual TLS"),
-        (What::Silent, Road::Mutual) => refuse("silent", "no first bytes in time"),
+        (What::NotTls, Road::Mutual(ground)) => {
+            refuse("plaintext_refused", "plaintext where only mutual TLS is accepted", ground)
+        }
+        (What::OtherTls, Road::Mutual(ground)) => {
+            refuse("foreign_tls_refused", "TLS that is not the mesh's mutual TLS", ground)
+        }
+        (What::Silent, Road::Mutual(ground)) => refuse("silent", "no first bytes in time", ground),
     }
 }
 
-async fn accept(proxy: &Proxy, io: TcpStream, first: First) -> Result<Accepted, Refusal> {
-    let credentials = proxy.credentials()?;
+async fn accept(proxy: &Proxy, io: TcpStream, first: First) -> Result<Accepted, (Refusal, Ground)> {
+    let credentials = proxy.credentials().map_err(|refusal| (refusal, Ground::OwnSvid))?;
     let began = Instant::now();
     let accepted = tls::accept(Replay::new(first.bytes, io), &credentials, proxy.config.limits.handshake).await;
     let (result, group) = match &accepted {
@@ -165,7 +192,10 @@ async fn accept(proxy: &Proxy, io: TcpStream, first: First) -> Result<Accepted, 
         Err(e) => (e.label(), None),
     };
     proxy.metrics.handshake(Direction::Inbound, result, group, began.elapsed());
-    accepted.map_err(|e| Refusal { result: "handshake_failed", blame: Blame::Peer, detail: e.to_string() })
+    accepted.map_err(|e| {
+        let refusal = Refusal { result: "handshake_failed", blame: Blame::Peer, detail: e.to_string() };
+        (refusal, Ground::Handshake)
+    })
 }
 
 /// One application connection after another over one link, until it ends.
@@ -401,16 +431,16 @@ mod tests {
         match proceed(road, &First { bytes: Vec::new(), what }) {
             Proceed::Mutual => Some(true),
             Proceed::Plain => Some(false),
-            Proceed::Refuse(_) => None,
+            Proceed::Over(_) | Proceed::Refuse(..) => None,
         }
     }
 
     #[test]
     fn only_our_tls_takes_the_road_of_mutual_tls() {
         for what in [What::OtherTls, What::NotTls, What::Silent, What::Ended, What::Reset] {
-            assert_eq!(proceeds(Road::Mutual, what), None, "{what:?}");
+            assert_eq!(proceeds(Road::Mutual(Ground::Strict), what), None, "{what:?}");
         }
-        assert_eq!(proceeds(Road::Mutual, What::Ours), Some(true));
+        assert_eq!(proceeds(Road::Mutual(Ground::Strict), What::Ours), Some(true));
     }
 
     #[test]

@@ -347,6 +347,9 @@ impl Metrics {
     /// Counts the decision, where it was ours: a refusal that a peer told us of carries an id, but no revision of ours.
     fn record_decision(&self, outcome: &Outcome) {
         let refused = outcome.denial_id.is_some();
+        if refused && outcome.blame != Blame::Policy {
+            return; // no rule was asked
+        }
         if outcome.revision.is_none() && !(refused && outcome.direction == Direction::Inbound) {
             return;
         }

@@ -92,12 +92,14 @@ fn decisions_are_counted_by_rule_and_only_where_they_were_made() {
     metrics.record(&outcome("frontend"));
     let audited = Outcome { would_deny: Some("shop/strict[1]".into()), ..outcome("frontend") };
     metrics.record(&audited);
-    let denied = Outcome { denial_id: Some(7), rule: None, ..outcome("intruder") };
+    let denied = Outcome { denial_id: Some(7), rule: None, blame: Blame::Policy, ..outcome("intruder") };
     metrics.record(&denied);
     let denied_without_rules = Outcome { revision: None, ..denied.clone() };
     metrics.record(&denied_without_rules);
     let told_by_the_peer = Outcome { direction: Direction::Outbound, ..denied_without_rules };
     metrics.record(&told_by_the_peer);
+    // Remembered under an id, but no rule was asked.
+    metrics.record(&Outcome { blame: Blame::Peer, result: "plaintext_refused", ..denied });
     let count = |decision: &str, policy: &str, n: u64| {
         let labels = format!("direction=\"inbound\",decision=\"{decision}\",policy=\"{policy}\"");
         has(&metrics, &format!("countersign_authz_decisions_total{{{labels}}} {n}"));

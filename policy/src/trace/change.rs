@@ -60,8 +60,8 @@ impl Trace {
         }
     }
 
-    /// For exactly this source and this port.
-    fn an_allow(&self) -> String {
+    /// The Allow that lets in exactly this source on this port, and no more.
+    pub fn an_allow(&self) -> String {
         let port = self.attempt.port;
         let from = match &self.attempt.identity {
             Some(id) => format!("spiffeIds: [\"{id}\"]"),

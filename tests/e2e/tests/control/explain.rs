@@ -1,11 +1,11 @@
-//! A denial explains itself: the same id on both sides, and what would have let it in.
+//! A denial explains itself: the same id on both sides, and what would have let it in. So does what is refused before a rule is asked.
 
 use anyhow::{Context as _, Result, ensure};
+use countersign_kit::mesh::{MeshPod, MeshPodSpec, binary};
 use countersign_kit::Inside;
-use countersign_kit::mesh::binary;
 
-use crate::stage::{CLIENT_ID, PORT, RULES, Stage, at, policy, text};
-use crate::talk::{exchange, refused};
+use crate::stage::{CLIENT_ID, PORT, RULES, SOON, Stage, at, policy, status_until, text};
+use crate::talk::{End, Talk, exchange, refused};
 
 /// `countersign`, as an operator types it, where the sockets are.
 fn countersign(stage: &Stage, args: &[&str]) -> Result<(Option<i32>, String)> {
@@ -85,5 +85,54 @@ pub fn explained(inside: &Inside) -> Result<()> {
     stage.mesh.settle(&[&stage.server])?;
     exchange(&intruder, at(&stage.server, PORT)).context("the change did not let it in")?;
     ensure!(why(intruder_id, &to)?.0 == Some(0));
+    Ok(())
+}
+
+/// Plaintext, which must be refused: what the server's sidecar logs of it.
+fn plaintext(stage: &Stage, from: &MeshPod) -> Result<serde_json::Value> {
+    let mut talk = Talk::dial(from, stage.address())?;
+    talk.tell("GET / HTTP/1.1\r\n\r\n")?;
+    ensure!(talk.end(SOON)? == End::Reset);
+    let source = talk.local.to_string();
+    stage.server.access_line(|line| line["source_address"] == source.as_str())
+}
+
+pub fn without_identity(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    let stranger = stage.stranger(34)?;
+    let line = plaintext(&stage, &stranger)?;
+    ensure!(line["result"] == "plaintext_refused" && line["blame"] == "peer", "{line}");
+    let id = text(&line, "/denial_id")?;
+    let revision = text(&line, "/policy_revision")?;
+    ensure!(text(&plaintext(&stage, &stranger)?, "/denial_id")? == id, "another id for a repeat");
+    let (code, said) = countersign(&stage, &["explain", &id])?;
+    ensure!(code == Some(0), "{code:?} {said}");
+    let stands = "unauthenticated: true, ipBlocks: [\"10.77.0.34/32\"]";
+    for words in [
+        &format!("{id}, 2 times: refused: plaintext_refused"),
+        "seen      plaintext where only mutual TLS is accepted",
+        "because   mtls is Strict, and no Allow opens the port to sources without identity",
+        "source    no identity at 10.77.0.34",
+        &format!("port      {PORT}"),
+        &format!("revision  {revision} (mtls Strict, posture Enforce, egress Any)"),
+        "Allow shop/client-to-server#0: from[0] asks an identity; saw no identity",
+        "give the source a sidecar; or an Allow with the rule",
+        stands,
+    ] {
+        ensure!(said.contains(words), "{words:?} is not in {said}");
+    }
+
+    // What was proposed lets it in.
+    stage.mesh.object("stranger.yaml", &policy("stranger", "Allow", &format!("from: [{{{stands}}}]")))?;
+    status_until(&stage.server, |status| status["policy"]["rules"] == 2)?;
+    exchange(&stranger, stage.address()).context("the change did not let it in")?;
+
+    // A meshed source that comes past its sidecar is refused in every mode, and that is another reason.
+    stage.modes("countersign.dev/mtls: Permissive", ["Permissive", "Enforce", "Any"])?;
+    let unguarded = stage.known(MeshPodSpec::new("unguarded", "unguarded", 35).without_sidecar())?;
+    let line = plaintext(&stage, &unguarded)?;
+    ensure!(line["result"] == "plaintext_refused", "{line}");
+    let (code, said) = countersign(&stage, &["explain", &text(&line, "/denial_id")?])?;
+    ensure!(code == Some(0) && said.contains("mtls Permissive") && said.contains("through its sidecar"), "{said}");
     Ok(())
 }

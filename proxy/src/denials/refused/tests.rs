@@ -1,0 +1,181 @@
+//! How each refusal without a rule is explained, and that a scan of them evicts nobody's evidence.
+
+use std::sync::Arc;
+
+use countersign_policy::{Modes, PolicySet, Received, parse};
+use tokio::sync::watch;
+
+use super::*;
+use crate::denials::{Denials, EACH, NAMED, NAMELESS, network};
+use crate::permit::{Asking, DenialId, Permits};
+use crate::testing::rules;
+
+const FRONTEND: &str = "apiVersion: policy.countersign.dev/v1alpha1\nkind: AuthorizationPolicy\n\
+     metadata: {name: frontend, namespace: shop}\nspec: {action: Allow, rules: [{from: [{serviceAccounts: \
+     [{namespace: shop, name: frontend}]}], to: [{ports: [80]}]}]}\n";
+
+fn refused(denials: &Denials, from: &str, port: u16, what: Refused, rules: &Option<Arc<PolicySet>>) -> DenialId {
+    DenialId(denials.refused(from.parse().unwrap(), port, what, rules).id)
+}
+
+fn explained(from: &str, what: Refused, rules: &Option<Arc<PolicySet>>) -> (DenialId, serde_json::Value) {
+    let denials = Denials::default();
+    let id = refused(&denials, from, 80, what, rules);
+    (id, serde_json::to_value(denials.explain(id).unwrap()).unwrap())
+}
+
+fn with_modes(labels: [(&str, &str); 2]) -> Option<Arc<PolicySet>> {
+    let labels = labels.map(|(key, word)| (format!("countersign.dev/{key}"), word.to_owned())).into();
+    let received = parse("test.yaml", FRONTEND).unwrap().into_iter().map(Received::Known).collect();
+    Some(Arc::new(PolicySet::compile("cluster.local", Modes::from_labels(&labels).0, "r1", received)))
+}
+
+/// Every way to be refused before a rule is asked: exactly one word, its ground, and what to do.
+#[test]
+fn every_refusal_without_a_rule_gives_exactly_one_reason_and_one_change() {
+    let strict = Some(rules(FRONTEND));
+    let permissive = with_modes([("mtls", "Permissive"), ("posture", "Enforce")]);
+    let cases = [
+        ("plaintext_refused", Ground::Strict, &strict, "give the source a sidecar; or an Allow with the rule"),
+        ("foreign_tls_refused", Ground::Strict, &strict, "give the source a sidecar; or an Allow with the rule"),
+        ("silent", Ground::Strict, &strict, "give the source a sidecar; or an Allow with the rule"),
+        ("plaintext_refused", Ground::NoRules, &None, "let this proxy reach its controller"),
+        ("plaintext_refused", Ground::MeshedSource, &permissive, "let the source come through its sidecar"),
+        ("plaintext_refused", Ground::UnknownSource, &strict, "label the namespace countersign.dev/mtls: Permissive"),
+        ("handshake_failed", Ground::Handshake, &strict, "show a certificate that is good here"),
+        ("no_svid", Ground::OwnSvid, &strict, "let this proxy reach its CA"),
+        ("svid_expired", Ground::OwnSvid, &strict, "let this proxy reach its CA"),
+    ];
+    for (result, ground, rules, change) in cases {
+        let (id, explained) = explained("192.0.2.7", Refused::new(result, ground, "what was seen"), rules);
+        assert_eq!(
+            (&explained["denial"]["reason"], &explained["denial"]["seen"]),
+            (&result.into(), &"what was seen".into())
+        );
+        let text = explained["text"].as_str().unwrap();
+        assert!(
+            text.starts_with(&format!("{id}: refused: {result}\n  seen      what was seen\n  because   ")),
+            "{text}"
+        );
+        assert!(!text.contains("denied: "), "one verdict: {text}");
+        let mode = rules.as_ref().map_or("revision  none".to_owned(), |rules| format!("(mtls {},", rules.modes().mtls));
+        for part in ["no identity at 192.0.2.7", "port      80", &mode] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        assert!(text.matches("change    ").count() == 1 && text.contains(change), "{text}");
+        assert_eq!(
+            explained["trace"].is_object(),
+            ground == Ground::Strict,
+            "rules are shown where they are the ground"
+        );
+    }
+}
+
+#[test]
+fn a_refused_plaintext_reads_as_this() {
+    let seen = "plaintext where only mutual TLS is accepted";
+    let (id, explained) =
+        explained("2001:db8::7", Refused::new("plaintext_refused", Ground::Strict, seen), &Some(rules(FRONTEND)));
+    let expected = format!(
+        "{id}: refused: plaintext_refused
+  seen      plaintext where only mutual TLS is accepted
+  because   mtls is Strict, and no Allow opens the port to sources without identity
+  source    no identity at 2001:db8::7
+  port      80
+  revision  r1 (mtls Strict, posture Enforce, egress Any)
+  nearest   Allow shop/frontend#0: from[0] asks an identity; saw no identity
+  1 rule tried:
+    Allow shop/frontend#0: from[0] asks an identity; saw no identity
+  change    give the source a sidecar; or an Allow with the rule {{from: [{{unauthenticated: true, ipBlocks: \
+[\"2001:db8::7/128\"]}}], to: [{{ports: [80]}}]}}
+"
+    );
+    assert_eq!(explained["text"], expected);
+}
+
+#[test]
+fn a_deny_that_stands_in_the_way_as_well_is_named() {
+    let deny = FRONTEND
+        .replace("name: frontend, namespace: shop}\nspec", "name: nobody, namespace: shop}\nspec")
+        .replace("Allow", "Deny")
+        .replace(
+            "serviceAccounts: [{namespace: shop, name: frontend}]",
+            "unauthenticated: true, ipBlocks: [192.0.2.0/24]",
+        );
+    let both = Some(rules(&format!("{FRONTEND}---\n{deny}")));
+    let (_, explained) = explained("192.0.2.7", Refused::new("plaintext_refused", Ground::Strict, "plaintext"), &both);
+    let change = explained["change"].as_str().unwrap();
+    assert!(change.contains("the Deny shop/nobody#0") && change.contains("an Allow with the rule"), "{change}");
+}
+
+#[test]
+fn under_a_posture_that_only_watches_no_rule_is_blamed_and_the_way_in_is_told() {
+    let audit = with_modes([("mtls", "Strict"), ("posture", "Audit")]);
+    let (_, explained) = explained("192.0.2.7", Refused::new("plaintext_refused", Ground::Strict, "plaintext"), &audit);
+    let text = explained["text"].as_str().unwrap();
+    assert!(text.contains("posture Audit") && text.contains("ipBlocks: [\"192.0.2.7/32\"]"), "{text}");
+    assert!(!text.contains("allowed"), "{text}");
+}
+
+#[test]
+fn sources_of_one_24_or_one_64_are_one() {
+    let of = |ip: &str| network(ip.parse().unwrap()).to_string();
+    assert_eq!(
+        ["192.0.2.7", "::ffff:192.0.2.9", "2001:db8:1:2:3::1"].map(of),
+        ["192.0.2.0/24", "192.0.2.0/24", "2001:db8:1:2::/64"]
+    );
+}
+
+#[test]
+fn repeats_within_a_network_carry_one_id_and_the_last_is_shown() {
+    let (denials, strict) = (Denials::default(), Some(rules(FRONTEND)));
+    let plain = |seen| Refused::new("plaintext_refused", Ground::Strict, seen);
+    let first = refused(&denials, "2001:db8::1", 80, plain("one"), &strict);
+    let again = refused(&denials, "2001:db8::2", 80, plain("two"), &strict);
+    assert_eq!(first.0, again.0);
+    let others = [
+        refused(&denials, "2001:db8:0:1::1", 80, plain("another network"), &strict),
+        refused(&denials, "2001:db8::1", 81, plain("another port"), &strict),
+        refused(&denials, "2001:db8::1", 80, Refused::new("silent", Ground::Strict, "another word"), &strict),
+    ];
+    assert!(others.iter().all(|id| id.0 != first.0));
+    let text = denials.explain(first).unwrap().text;
+    assert!(text.contains(", 2 times: ") && text.contains("seen      two") && text.contains("2001:db8::2"), "{text}");
+}
+
+#[test]
+fn a_scan_of_plaintext_from_many_networks_evicts_no_identitys_entry() {
+    let (_sender, watch) = watch::channel(Some(rules(FRONTEND)));
+    let permits = Permits::new(watch);
+    let denied = |account: usize, port: u16| {
+        let id = format!("spiffe://cluster.local/ns/shop/sa/account-{account}");
+        let who = Some(Arc::new(countersign_policy::Principal::parse(&id).unwrap()));
+        permits.admit(Asking::In { who, source_ip: [10, 0, 0, 9].into(), port }).unwrap_err().id
+    };
+    // As full of identities as it gets: each with its whole quota.
+    let evidence: Vec<u64> = (0..NAMED / EACH)
+        .flat_map(|account| (1..=16).map(move |port| (account, port)))
+        .map(|(account, port)| denied(account, port))
+        .collect();
+    assert_eq!(evidence.len(), NAMED);
+    for net in 0..=255_u16 {
+        for port in 1..=20 {
+            let plain = Refused::new("plaintext_refused", Ground::Strict, "plaintext");
+            let _ = permits.denials().refused([10, 1, u8::try_from(net).unwrap(), 1].into(), port, plain, &None);
+        }
+    }
+    assert!(evidence.iter().all(|id| permits.denials().explain(DenialId(*id)).is_some()));
+    assert_eq!(permits.denials().list().len(), NAMED + NAMELESS);
+    // Nor does an identity that scans take anything from those without one.
+    for port in 1..=500 {
+        denied(900, 1000 + port);
+    }
+    let left = serde_json::to_value(permits.denials().list()).unwrap();
+    let nameless = left.as_array().unwrap().iter().filter(|one| one["identity"].is_null()).count();
+    assert_eq!(nameless, NAMELESS);
+}
+
+#[test]
+fn no_more_than_a_sentence_is_kept_of_what_a_peer_says() {
+    assert_eq!(Refused::new("handshake_failed", Ground::Handshake, &"ä".repeat(5000)).seen.chars().count(), MAX_SEEN);
+}
