@@ -1,8 +1,9 @@
-//! A denial explains itself: the same id on both sides, and what would have let it in. So does what is refused before a rule is asked.
+//! A denial explains itself: the same id on both sides, and what would have let it in. So does what is refused before a rule is asked; and
+//! once nobody remembers, the log does.
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_kit::mesh::{MeshPod, MeshPodSpec, binary};
-use countersign_kit::Inside;
+use countersign_kit::{Inside, wait_until};
 
 use crate::stage::{CLIENT_ID, PORT, RULES, SOON, Stage, at, policy, status_until, text};
 use crate::talk::{End, Talk, exchange, refused};
@@ -134,5 +135,52 @@ pub fn without_identity(inside: &Inside) -> Result<()> {
     ensure!(line["result"] == "plaintext_refused", "{line}");
     let (code, said) = countersign(&stage, &["explain", &text(&line, "/denial_id")?])?;
     ensure!(code == Some(0) && said.contains("mtls Permissive") && said.contains("through its sidecar"), "{said}");
+    Ok(())
+}
+
+pub fn from_the_log(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    let intruder = stage.pod("intruder", 41)?;
+    let stranger = stage.stranger(34)?;
+    let denied = text(&refused(&intruder, stage.address())?, "/denial_id")?;
+    let by_plaintext = text(&plaintext(&stage, &stranger)?, "/denial_id")?;
+    let file = |pod: &MeshPod, id: &str| -> Result<String> {
+        pod.access_line(|line| line["denial_id"] == id)?; // it is written after the other side knows
+        let path = stage.mesh.folder().join(format!("{}.log", pod.spec().name));
+        std::fs::write(&path, pod.with_sidecar(|sidecar| Ok(sidecar.log()))?.join("\n"))?;
+        Ok(path.display().to_string())
+    };
+    let (server, client) = (file(&stage.server, &denied)?, file(&intruder, &denied)?);
+    for pod in [&stage.server, &stage.client, &intruder] {
+        pod.stop_sidecar();
+    }
+    wait_until(SOON, || {
+        let (code, said) = countersign(&stage, &["explain", &denied])?;
+        ensure!(code == Some(2), "somebody still answers: {code:?} {said}");
+        Ok(())
+    })?;
+
+    // Both sides' lines, each its own half of it.
+    let (code, said) = countersign(&stage, &["explain", &denied, "--log", &server, "--log", &client])?;
+    ensure!(code == Some(0), "{code:?} {said}");
+    for words in [
+        &format!("{denied}: no proxy remembers it; in the log:"),
+        "inbound no_rule_matched",
+        "outbound denied_by_peer",
+        "spiffe://cluster.local/ns/shop/sa/intruder at 10.77.0.41:",
+        &format!("spiffe://cluster.local/ns/shop/sa/server at {}", stage.address()),
+    ] {
+        ensure!(said.contains(words), "{words:?} is not in {said}");
+    }
+    let (code, said) = countersign(&stage, &["explain", &by_plaintext, "--log", &server, "-o", "json"])?;
+    let found: serde_json::Value = serde_json::from_str(said.lines().next().unwrap_or_default())
+        .or_else(|_| serde_json::from_str(&said))
+        .with_context(|| said.clone())?;
+    ensure!(code == Some(0) && found["log"][0]["result"] == "plaintext_refused", "{code:?} {found}");
+    ensure!(found["log"].as_array().is_some_and(|lines| lines.len() == 1), "{found}");
+    // Who was not asked might remember it: that is not the same as no.
+    let (code, said) = countersign(&stage, &["explain", "0123456789abcdef", "--log", &server])?;
+    ensure!(code == Some(2) && said.contains("no log that was given has it"), "{code:?} {said}");
+    ensure!(countersign(&stage, &["explain", &denied, "--log", "/no/such.log"])?.0 == Some(2));
     Ok(())
 }

@@ -96,6 +96,7 @@ const TESTS: &[(&str, Test)] = &[
     ("a_config_dump_holds_no_secret", observe::config_dump),
     ("a_denial_explains_itself_and_what_it_proposes_lets_in", explain::explained),
     ("a_plaintext_refusal_has_an_id_and_explains_itself", explain::without_identity),
+    ("a_denial_is_explained_from_the_log_when_no_socket_answers", explain::from_the_log),
     ("a_ca_without_files_does_not_spin_and_recovers", files::ca),
     ("the_log_level_changes_while_it_runs", observe::log_level),
     ("the_health_port_answers_nothing_else", observe::health_port),
