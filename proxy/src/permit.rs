@@ -124,6 +124,15 @@ impl Permits {
     /// # Errors
     /// A [`Denial`] that explains itself; no rules known is one.
     pub fn admit(self: &Arc<Self>, asking: Asking) -> Result<Permit, Denial> {
+        self.admit_by(asking, || self.rules.borrow().clone())
+    }
+
+    /// By the rules that `in_force` reads: once, and only after the connection is registered.
+    fn admit_by(
+        self: &Arc<Self>,
+        asking: Asking,
+        in_force: impl FnOnce() -> Option<Arc<PolicySet>>,
+    ) -> Result<Permit, Denial> {
         let revocation = Arc::new(Revocation::new());
         let key = {
             let mut open = self.lock();
@@ -133,7 +142,7 @@ impl Permits {
             key
         };
         // From here on a change of rules finds the entry; the rules read now are at least as new as any that it missed.
-        let rules = self.rules.borrow().clone();
+        let rules = in_force();
         let mut permit = Permit {
             key,
             permits: Arc::clone(self),
@@ -167,12 +176,17 @@ impl Permits {
         let mut rules = self.rules.clone();
         while rules.changed().await.is_ok() {
             let current = rules.borrow_and_update().clone();
-            let open = self.lock();
-            for (asking, revocation) in open.entries.values() {
-                if let Err(denial) = judge(current.as_deref(), asking) {
-                    // Revoked once, for the first reason.
-                    let _ = revocation.set(self.denials.note(asking, denial, &current));
-                }
+            self.decide_again(&current);
+        }
+    }
+
+    /// Ends every open permit that these rules no longer allow.
+    fn decide_again(&self, current: &Option<Arc<PolicySet>>) {
+        let open = self.lock();
+        for (asking, revocation) in open.entries.values() {
+            if let Err(denial) = judge(current.as_deref(), asking) {
+                // Revoked once, for the first reason.
+                let _ = revocation.set(self.denials.note(asking, denial, current));
             }
         }
     }

@@ -70,8 +70,30 @@ async fn a_connection_ends_when_its_rule_goes_and_the_others_stay() {
     following.await.unwrap();
 }
 
+#[test]
+fn a_change_between_check_and_register_is_caught() {
+    // In the very moment in which the rules are read they change, and all that is open is decided by the new ones: the connection must
+    // be among them by then. Read first and registered then, it would be open by rules that are gone, and nobody would look again.
+    let (_sender, permits) = permits(ALLOW_FRONTEND);
+    let in_between = |read: &Option<Arc<PolicySet>>, next: Option<Arc<PolicySet>>| {
+        permits.decide_again(&next);
+        read.clone()
+    };
+    let old = Some(rules(ALLOW_FRONTEND));
+    let none = Some(rules(""));
+    let denial = permits.admit_by(asking("frontend", 80), || in_between(&old, none.clone())).unwrap_err();
+    assert_eq!(denial.reason, "no_policy");
+    assert_eq!(permits.count(), 0, "what is not let in is not open");
+    // A change that still allows it ends nothing.
+    let permit = permits.admit_by(asking("frontend", 80), || in_between(&old, old.clone())).unwrap();
+    assert!(permit.revocation.get().is_none());
+    // Nor does a change that admits let in what the rules read deny: the next attempt is.
+    let denial = permits.admit_by(asking("frontend", 80), || in_between(&none, old.clone())).unwrap_err();
+    assert_eq!(denial.reason, "no_policy");
+}
+
 #[tokio::test]
-async fn a_change_between_check_and_register_is_caught() {
+async fn a_change_while_many_are_admitted_leaves_none_open() {
     // The rules change while a thousand connections are being admitted: whichever side of the change each one falls on, none that
     // the new rules deny is left open.
     let (sender, permits) = permits(ALLOW_FRONTEND);
