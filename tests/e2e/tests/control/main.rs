@@ -54,7 +54,7 @@ const TESTS: &[(&str, Test)] = &[
     ("without_the_controller_a_cold_address_is_refused_within_a_second", controller::cold_is_refused),
     ("a_restarted_controller_finds_the_same_revision_and_costs_no_connection", controller::restarted),
     ("a_new_allow_bites_within_two_seconds", rules::new_allow),
-    ("a_removed_rule_ends_the_connection_that_it_allowed_and_no_other", rules::removed_rule),
+    ("a_removed_rule_ends_the_connection_that_it_allowed_within_a_second_and_no_other", rules::removed_rule),
     ("a_bad_rule_file_is_named_and_the_last_good_one_holds", rules::bad_file),
     ("a_deny_ends_what_is_open_and_its_removal_opens_again", rules::deny_and_back),
     ("an_audit_rule_only_reports", rules::audit_rule),

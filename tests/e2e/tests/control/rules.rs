@@ -3,16 +3,33 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use countersign_kit::mesh::MeshPod;
 use countersign_kit::{Inside, wait_until};
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::stage::{CLIENT, PORT, RULES, SOON, Stage, at, controller_until, policy, status_until, text};
 use crate::talk::{Echo, End, Talk, account, exchange, refused};
 
 /// Within this a change is to be everywhere.
 const BITE: Duration = Duration::from_secs(2);
+/// Within this of the sidecar's receiving the change, what it no longer allows has ended at the other end of the mesh.
+const ENDED: time::Duration = time::Duration::SECOND;
 const OTHER: &str = "from: [{serviceAccounts: [{namespace: shop, name: other}]}]";
 const EVERYBODY: &str = "from: [{namespaces: [shop]}]";
+
+/// When a sidecar put this revision in force, by its own log.
+fn received(pod: &MeshPod, revision: &str) -> Result<OffsetDateTime> {
+    let of_it = |line: &str| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        let told = line["message"] == "controller: rules in force" && line["revision"] == revision;
+        told.then(|| line["timestamp"].as_str().map(str::to_owned))?
+    };
+    let line = pod.with_sidecar(|sidecar| sidecar.wait_for_line(SOON, |line| of_it(line).is_some()))?;
+    let at = of_it(&line).context("no timestamp")?;
+    OffsetDateTime::parse(&at, &Rfc3339).with_context(|| at.clone())
+}
 
 pub fn new_allow(inside: &Inside) -> Result<()> {
     let stage = Stage::new(inside)?;
@@ -38,7 +55,10 @@ pub fn removed_rule(inside: &Inside) -> Result<()> {
 
     stage.mesh.remove_object("other.yaml")?;
     ensure!(theirs.end(BITE)? == End::Reset);
+    let ended = OffsetDateTime::now_utc();
     let line = stage.server.access_line(|line| line["result"] == "no_rule_matched" && line["bytes_received"] != 0)?;
+    let took = ended - received(&stage.server, &text(&line, "/policy_revision")?)?;
+    ensure!(took >= time::Duration::ZERO && took < ENDED, "it ended {took} after the sidecar received the change");
     ensure!(line["denial_id"].is_string() && line["blame"] == "policy", "{line}");
     ensure!(line["source_id"] == "spiffe://cluster.local/ns/shop/sa/other", "{line}");
     ensure!(refused(&other, stage.address())?["result"] == "denied_by_peer");
