@@ -79,7 +79,8 @@ impl Route {
             return Ok(Hop::Own(self.destination));
         }
         let hop = match proxy.discovery.who(self.destination).await {
-            Err(error) => return Err(no_answer(error)),
+            // That somebody else was there tells more than that nobody says who it is now.
+            Err(error) => return Err(self.last.take().unwrap_or_else(|| no_answer(error))),
             Ok(Who::Unknown) => {
                 return Err(Refusal::control_plane(
                     "unknown_destination",

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use countersign_kit::mesh::{MeshPod, MeshPodSpec};
 use countersign_kit::{Inside, wait_until};
 
-use crate::stage::{PORT, SOON, Stage, at};
+use crate::stage::{CLIENT, PORT, RULES, SERVER_ID, SOON, Stage, at, policy, status_until};
 use crate::talk::{Echo, Talk, account, exchange, refused};
 
 /// The service of all pods labelled `app: server`.
@@ -117,4 +117,79 @@ pub fn somebody_else(inside: &Inside) -> Result<()> {
     stage.mesh.object("pod-server.yaml", &right)?;
     wait_until(SOON, || exchange(&stage.client, stage.address()))?;
     Ok(())
+}
+
+/// Nothing comes to the client's pod from the controller any more, and what goes there comes to this.
+fn cut_off(stage: &Stage, end: &str) -> Result<()> {
+    let system = stage.mesh.system();
+    let (v4, v6) = (system.v4(), system.v6());
+    let chain = |hook: &str, side: &str, end: &str| {
+        let all = format!("ip {side} {v4} meta l4proto tcp {end}; ip6 {side} {v6} meta l4proto tcp {end};");
+        format!("chain {hook} {{ type filter hook {hook} priority -300; {all} }}\n")
+    };
+    // The reset that answers for the controller comes over the loopback.
+    let chains = chain("prerouting", "saddr", "iifname != lo drop") + &chain("output", "daddr", end);
+    stage.client.nft(&format!("table inet cut {{\n{chains}}}\n"))
+}
+
+fn joined(stage: &Stage) -> Result<()> {
+    stage.client.nft("delete table inet cut")
+}
+
+/// What an address that was reused comes to while the client is not told that it was, and afterwards. `away` is how the controller goes, for
+/// the client alone: a pod without rules would not serve.
+fn reused(inside: &Inside, away: fn(&Stage) -> Result<()>) -> Result<()> {
+    let stage = Stage::with_args(inside, &["--connect-timeout", "500ms"])?;
+    exchange(&stage.client, stage.address())?;
+    away(&stage)?;
+    // The server's pod goes, and one of another account gets its address, its label and rules.
+    let Stage { echo, client, server, mesh } = stage;
+    drop((echo, server));
+    mesh.remove_object("pod-server.yaml")?;
+    let server = mesh.pod(MeshPodSpec { account: "usurper".into(), ..MeshPodSpec::new("server-2", "server", 31) })?;
+    let echo = Echo::start(&server, PORT)?;
+    mesh.settle(&[&server])?;
+    let stage = Stage { echo, client, server, mesh };
+    // As a network tells who moves an address.
+    stage.client.ip("neigh flush dev eth0\n")?;
+
+    // The client knows of the server that was; whoever is there now proves to be another, and gets not a byte.
+    let seen = stage.client.access_log().len();
+    let line = wait_until(SOON * 2, || {
+        let line = refused(&stage.client, stage.address())?;
+        ensure!(line["result"] != "connect_failed", "not there yet: {line}");
+        Ok::<_, anyhow::Error>(line)
+    })?;
+    ensure!(line["result"] == "identity_mismatch" && line["blame"] == "peer", "{line}");
+    let detail = line["detail"].as_str().context("no detail")?;
+    ensure!(detail.contains(SERVER_ID) && detail.contains("sa/usurper"), "{detail}");
+    for line in stage.client.access_log().split_off(seen) {
+        ensure!(line["result"] != "ok" && line["bytes_sent"] == 0, "{line}");
+    }
+    ensure!(stage.echo.greeted() == 0, "the app of another account was reached");
+
+    // The controller tells who is there; rules for the server's label let the client in at whoever bears it.
+    joined(&stage)?;
+    wait_until(SOON * 2, || exchange(&stage.client, stage.address()))?;
+    ensure!(stage.echo.greeted() > 0);
+    // And they are what decides.
+    stage.mesh.object(RULES, &policy("client-to-server", "Deny", CLIENT))?;
+    let line = wait_until(SOON, || refused(&stage.client, stage.address()).map_err(|e| e.to_string()))?;
+    ensure!(line["result"] == "denied_by_peer", "{line}");
+    Ok(())
+}
+
+/// The stream stays up, and nothing comes over it.
+pub fn reused_while_the_controller_hangs(inside: &Inside) -> Result<()> {
+    reused(inside, |stage| cut_off(stage, "drop"))
+}
+
+/// The stream has ended, and the client knows that.
+pub fn reused_while_the_controller_is_away(inside: &Inside) -> Result<()> {
+    reused(inside, |stage| {
+        cut_off(stage, "reject with tcp reset")?;
+        // Its next word to the controller finds out.
+        ensure!(refused(&stage.client, stage.address_v6())?["result"] == "no_answer");
+        status_until(&stage.client, |status| status["controller"]["connected"] == false).map(drop)
+    })
 }

@@ -78,6 +78,14 @@ const TESTS: &[(&str, Test)] = &[
     ("an_endpoint_that_is_gone_gives_way_to_another", endpoints::gone),
     ("with_no_ready_endpoint_the_refusal_says_so", endpoints::none_ready),
     ("an_endpoint_that_is_somebody_else_gets_not_a_byte", endpoints::somebody_else),
+    (
+        "an_address_reused_while_the_controller_hangs_is_refused_as_somebody_else",
+        endpoints::reused_while_the_controller_hangs,
+    ),
+    (
+        "an_address_reused_while_the_controller_is_away_is_refused_as_somebody_else",
+        endpoints::reused_while_the_controller_is_away,
+    ),
     ("connections_beyond_the_bound_are_shed_and_not_queued", bounds::connections),
     ("a_receiver_that_does_not_read_stalls_the_sender_and_costs_the_sidecars_no_memory", bounds::unread),
     ("installing_the_redirect_twice_is_installing_it_once", intercept::twice),
