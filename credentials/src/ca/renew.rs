@@ -77,18 +77,24 @@ async fn who_vouches_for_the_ca(config: &CaClient, store: &Store, failures: u32)
 
 /// Until the renewal is due, or until a bundle came under which our SVID is worth nothing, or until the CA signs under another root.
 async fn wait(store: &Store, due: UnixTime) {
+    let planned = async {
+        tokio::select! {
+            () = until(&store.clock, due) => {}
+            () = store.superseded() => {
+                let left = store.credentials().map_or(Duration::ZERO, |held| left(&held, &store.clock));
+                let spread = REPLACED_SPREAD.min(left / 8);
+                info!(within_s = spread.as_secs(), "the CA signs under another root now: renewing soon");
+                // At least a second: replicas of the CA that do not agree yet must not make us ask without a pause.
+                tokio::time::sleep(SHORTEST_WAIT + up_to(spread)).await;
+            }
+        }
+    };
     tokio::select! {
-        () = until(&store.clock, due) => {}
+        () = planned => {}
+        // Also while a later time is waited for: in an emergency the old root goes right after another one signs.
         () = store.distrusted() => {
             warn!("the new trust bundle does not vouch for our own SVID: renewing at once");
             tokio::time::sleep(up_to(SPREAD)).await;
-        }
-        () = store.superseded() => {
-            let left = store.credentials().map_or(Duration::ZERO, |held| left(&held, &store.clock));
-            let spread = REPLACED_SPREAD.min(left / 8);
-            info!(within_s = spread.as_secs(), "the CA signs under another root now: renewing soon");
-            // At least a second: replicas of the CA that do not agree yet must not make us ask without a pause.
-            tokio::time::sleep(SHORTEST_WAIT + up_to(spread)).await;
         }
     }
 }

@@ -435,6 +435,25 @@ async fn when_the_ca_signs_under_another_root_our_svid_is_renewed_soon() {
     assert!(client.now().expires_at() > first.expires_at());
 }
 
+/// An emergency: the old root goes right after another one signs, and what was to be renewed within a minute is worth nothing now.
+#[tokio::test(start_paused = true)]
+async fn a_root_that_goes_while_a_renewal_is_waited_for_is_not_waited_for() {
+    let mut client = Client::settled().await;
+    let (first, old) = (client.now(), client.ca.signer());
+    let next = client.ca.rotate();
+    let signing_root_sha256 = crate::testing::bundle_of(3, &[&next]).root_sha256s().next().unwrap().to_vec();
+    let both = crate::testing::wire_bundle(&old.trust_domain, 2, &[&old, &next]);
+    client.ca.bundle.send_replace(wire::TrustBundle { signing_root_sha256, ..both });
+    client.published(|held| held.generation() == 2).await;
+    advance(Duration::ZERO).await;
+    assert_eq!(client.ca.asked.borrow().len(), 1, "a second passes at the least");
+    client.ca.publish(3, &[&next]);
+    client.published(|held| held.generation() == 3 && !held.own_chain_trusted()).await;
+    advance(Duration::from_secs(1)).await;
+    let cured = client.published(|held| held.own_chain_trusted()).await;
+    assert_ne!(cured.svid().serial(), first.svid().serial());
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_has_an_ended_svid_says_that_it_holds_nothing() {
     let mut client = Client::settled().await;
