@@ -26,6 +26,7 @@ mod rotation;
 mod rules;
 mod stage;
 mod talk;
+mod told;
 
 use anyhow::Result;
 use countersign_kit::Inside;
@@ -45,6 +46,8 @@ const TESTS: &[(&str, Test)] = &[
     ),
     ("a_rotation_goes_on_where_it_was_when_the_ca_is_killed_and_can_be_given_up", rotation::ca_killed),
     ("in_an_emergency_the_old_root_goes_at_once_and_only_when_confirmed", rotation::emergency),
+    ("a_rotation_tells_at_the_terminal_how_far_it_is_and_who_is_missing_and_why", told::progress),
+    ("an_emergency_tells_who_will_be_cut_and_does_nothing_before_the_name_is_typed", told::who_will_be_cut),
     ("renewals_fail_no_connection_old_or_new_and_the_old_links_are_not_used_again", credentials::renewals),
     ("a_connection_ends_with_the_certificates_of_the_side_that_cannot_renew", credentials::one_side_cannot),
     ("without_the_ca_traffic_ends_with_the_svid_and_comes_back_with_the_ca", credentials::ca_away),

@@ -17,24 +17,24 @@ use crate::talk::{Talk, exchange};
 const LIFE: Duration = Duration::from_secs(16);
 const CA: &[&str] = &["--leaf-ttl", "16s", "--max-leaf-ttl", "16s"];
 /// For a whole rotation: two times 10 s that it waits by itself, two renewals, and a busy machine.
-const LONG: Duration = Duration::from_secs(180);
+pub const LONG: Duration = Duration::from_secs(180);
 /// Open throughout: more than can be proven anew in the 10 s that nobody waits for longer.
 const MANY: usize = 400;
 /// Between two connections, and between two words.
 const PACE: Duration = Duration::from_millis(20);
 
-fn stage(inside: &Inside) -> Result<Stage> {
+pub fn stage(inside: &Inside) -> Result<Stage> {
     Stage::with_ca_args(inside, CA)
 }
 
 /// `countersign ca ...`, to its end.
-fn ca(mesh: &Mesh, words: &[&str]) -> Result<Finished> {
+pub fn ca(mesh: &Mesh, words: &[&str]) -> Result<Finished> {
     let command = mesh.system().command(binary("countersign")?).arg("ca").args(words.iter().copied());
     command.args(["--socket".into(), mesh.ca_socket().into_os_string()]).limit(LONG).finish()
 }
 
 /// The same with `-o json`: exit code, and what it printed.
-fn json(mesh: &Mesh, words: &[&str]) -> Result<(i32, Value)> {
+pub fn json(mesh: &Mesh, words: &[&str]) -> Result<(i32, Value)> {
     let words: Vec<&str> = words.iter().copied().chain(["-o", "json"]).collect();
     let finished = ca(mesh, &words)?;
     let code = finished.status.code().context("killed")?;
@@ -51,7 +51,7 @@ fn as_soon(mesh: &Mesh, step: &str) -> Result<Value> {
     })
 }
 
-fn at_stage(mesh: &Mesh, wanted: &[&str]) -> Result<Value> {
+pub fn at_stage(mesh: &Mesh, wanted: &[&str]) -> Result<Value> {
     let (code, status) = json(mesh, &["status"])?;
     let stage = text(&status, "/rotation/stage")?;
     ensure!(code == 0 && wanted.contains(&stage.as_str()), "{status}");
