@@ -24,6 +24,7 @@ pub mod relay;
 pub mod testca;
 pub mod tls;
 pub mod tokens;
+pub mod versions;
 mod wait;
 
 pub use capture::{Capture, Captured};

@@ -32,6 +32,8 @@ pub use self::process::{admin_get, binary};
 const READY: Duration = Duration::from_secs(20);
 /// Number of the pod in which CA and controller run.
 const SYSTEM: u8 = 2;
+/// The pod range: the whole link.
+const POD_RANGES: [&str; 2] = ["10.77.0.0/24", "fd77::/64"];
 /// The service range: no address in it is ever on the link.
 pub const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/16", "fd96::/112"];
 
@@ -96,11 +98,20 @@ impl Mesh {
     }
 
     fn describe_mesh(&self) -> String {
+        let [pods_v4, pods_v6] = POD_RANGES;
+        let [services_v4, services_v6] = SERVICE_RANGES;
         format!(
-            "apiVersion: countersign.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec:\n  \
-             trustDomain: {}\n  podRanges: [10.77.0.0/24, \"fd77::/64\"]\n  serviceRanges: [{}, \"{}\"]\n",
-            self.settings.trust_domain, SERVICE_RANGES[0], SERVICE_RANGES[1]
+            "apiVersion: countersign.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec:\n  trustDomain: {}\n  \
+             podRanges: [{pods_v4}, \"{pods_v6}\"]\n  serviceRanges: [{services_v4}, \"{services_v6}\"]\n",
+            self.settings.trust_domain
         )
+    }
+
+    /// Its trust domain, and its ranges of pods and services.
+    #[must_use]
+    pub fn describe(&self) -> (String, Vec<String>) {
+        let ranges = POD_RANGES.into_iter().chain(SERVICE_RANGES);
+        (self.settings.trust_domain.clone(), ranges.map(str::to_owned).collect())
     }
 
     /// Starts the CA, or starts it again where it was.

@@ -27,6 +27,7 @@ mod rules;
 mod stage;
 mod talk;
 mod told;
+mod versions;
 
 use anyhow::Result;
 use countersign_kit::Inside;
@@ -56,6 +57,12 @@ const TESTS: &[(&str, Test)] = &[
     ("without_the_controller_known_addresses_and_rules_go_on", controller::known_goes_on),
     ("without_the_controller_a_cold_address_is_refused_within_a_second", controller::cold_is_refused),
     ("a_restarted_controller_finds_the_same_revision_and_costs_no_connection", controller::restarted),
+    (
+        "a_proxy_with_one_feature_fewer_gets_no_lesser_rule_and_the_controller_tells_what_it_lacks",
+        versions::older_proxy,
+    ),
+    ("a_controller_with_one_feature_fewer_rules_a_newer_proxy", versions::older_controller),
+    ("what_a_newer_controller_says_beyond_a_proxy_admits_nobody_and_is_told", versions::newer_controller),
     ("a_new_allow_bites_within_two_seconds", rules::new_allow),
     ("a_removed_rule_ends_the_connection_that_it_allowed_within_a_second_and_no_other", rules::removed_rule),
     ("a_bad_rule_file_is_named_and_the_last_good_one_holds", rules::bad_file),
