@@ -31,26 +31,49 @@ const REPLACED_SPREAD: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(config: Arc<CaClient>, store: Arc<Store>) {
-    let mut backoff = Backoff::new(FIRST_DELAY, LONGEST_DELAY);
+    let mut pace = Pace::new();
     loop {
-        match obtain(&config, &store, backoff.failures()).await {
+        match obtain(&config, &store, pace.failures()).await {
             Ok(credentials) => {
                 let life = left(&credentials, &store.clock);
-                backoff.succeeded();
-                backoff.set_cap(LONGEST_DELAY.min(life / 10));
-                let due = after(store.clock.now(), jittered(life / 2, JITTER).max(SHORTEST_WAIT));
+                let due = after(store.clock.now(), pace.obtained(life));
                 store.renewal_succeeded(due);
                 info!(id = %credentials.id(), life_s = life.as_secs(), "new SVID in force");
                 wait(&store, due).await;
             }
             Err(error) => {
-                let delay = backoff.failed();
+                let delay = pace.failed();
                 store.renewal_failed(&error, delay);
                 let expired = store.credentials().is_none_or(|credentials| credentials.expired());
                 warn!(%error, label = error.label(), expired, retry_ms = delay.as_millis() as u64, "no new SVID");
                 tokio::time::sleep(delay).await;
             }
         }
+    }
+}
+
+/// When to ask next. Drawn, so that a whole mesh whose SVIDs began in one moment, or that waited for one CA, does not ask in one moment.
+struct Pace(Backoff);
+
+impl Pace {
+    fn new() -> Self {
+        Self(Backoff::new(FIRST_DELAY, LONGEST_DELAY))
+    }
+
+    fn failures(&self) -> u32 {
+        self.0.failures()
+    }
+
+    /// The time until the renewal of an SVID with so much of its life left.
+    fn obtained(&mut self, life: Duration) -> Duration {
+        self.0.succeeded();
+        self.0.set_cap(LONGEST_DELAY.min(life / 10));
+        jittered(life / 2, JITTER).max(SHORTEST_WAIT)
+    }
+
+    /// The time until the next attempt.
+    fn failed(&mut self) -> Duration {
+        self.0.failed()
     }
 }
 
@@ -115,4 +138,53 @@ fn left(credentials: &Credentials, clock: &SharedClock) -> Duration {
 
 fn after(now: UnixTime, span: Duration) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + span)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROXIES: usize = 1000;
+    const LIFE: Duration = Duration::from_secs(3600);
+
+    /// Most that fall into one window.
+    fn peak(mut times: Vec<Duration>, window: Duration) -> usize {
+        times.sort_unstable();
+        let within = |at: usize| times[at..].iter().take_while(|time| **time - times[at] < window).count();
+        (0..times.len()).map(within).max().unwrap_or(0)
+    }
+
+    /// What is measured is their own choice of times; no clock runs, and no machine is too slow for it. That the connections of a thousand
+    /// come back as spread is shown with real ones, by the CA's and the controller's own tests.
+    #[test]
+    fn a_thousand_whose_svids_were_due_while_the_ca_was_away_renew_spread_out() {
+        // All got their SVID in the same moment, and the CA is away from then on, until all of them are past half of its life.
+        let mut all: Vec<_> = (0..PROXIES).map(|_| Pace::new()).collect();
+        let due: Vec<_> = all.iter_mut().map(|pace| pace.obtained(LIFE)).collect();
+        let back = LIFE * 3 / 4;
+        assert!(due.iter().all(|due| *due < back), "each was due");
+        // Without an outage they would have renewed over six minutes.
+        let usual = peak(due.clone(), Duration::from_secs(1));
+        assert!(usual <= PROXIES / 50, "{usual} of {PROXIES} were due within 1 s");
+        let mut asked = Vec::new();
+        let came: Vec<_> = all
+            .iter_mut()
+            .zip(due)
+            .map(|(pace, mut at)| {
+                while at < back {
+                    asked.push(at);
+                    at += pace.failed();
+                }
+                at
+            })
+            .collect();
+        // Within half a minute of its return all have asked, far from the end of their lives; in no quarter of a second more than one
+        // in twenty. All of them would, if they came as the CA does.
+        let latest = came.iter().max().copied().unwrap_or_default();
+        assert!(latest <= back + LONGEST_DELAY && latest < LIFE, "{latest:?}");
+        let storm = peak(came, Duration::from_millis(250));
+        assert!(storm <= PROXIES / 20, "{storm} of {PROXIES} came within 250 ms");
+        // Nor does a CA that is away get more: each asks every 15 s in the mean.
+        assert!(asked.len() < PROXIES * 80, "{} attempts", asked.len());
+    }
 }
