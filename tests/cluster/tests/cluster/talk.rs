@@ -119,27 +119,55 @@ kind: Pod
 metadata:
   name: open
   labels: {app: open}
-  annotations: {proxy.countersign.dev/skip-inbound-ports: "8080, 9999"}
+  annotations: {proxy.countersign.dev/skip-inbound-ports: "22, 8080"}
 spec:
   terminationGracePeriodSeconds: 0
   containers: [{name: app, image: 'localhost/app:1', args: [serve]}]
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: shut
+  labels: {app: shut}
+  annotations: {proxy.countersign.dev/skip-inbound-ports: "22, 9999"}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: app, image: 'localhost/app:1', args: [serve]}]
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: beside
+  labels: {app: beside}
+  annotations: {proxy.countersign.dev/skip-outbound-ports: "8080"}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: app, image: 'localhost/app:1', command: [/app, wait]}]
 "#;
 
 fn left_out(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "talk-skip")?;
     let outside = stranger(cluster, "talk-skipper")?;
     namespace.apply(LEFT_OUT)?;
-    namespace.ready("pod/open")?;
-    let open = namespace.address("open")?;
-    // The app sees who comes, as there is no sidecar between: its own pod's address is what it would see otherwise.
-    let (answer, guest) = (outside.curl("pod/client", &format!("http://{open}:8080/"))?, outside.address("client")?);
-    ensure!(answer.starts_with("hello from open ") && answer.trim().ends_with(&format!(" to {guest}")), "{answer}");
-    // Its other ports are closed to the same one, and so is that port of a pod without the annotation.
-    outside.refused("pod/client", &format!("http://{open}:7070/"))?;
+    for pod in ["pod/open", "pod/shut", "pod/beside"] {
+        namespace.ready(pod)?;
+    }
+    let (open, shut) = (namespace.address("open")?, namespace.address("shut")?);
+    // The app sees who comes, as there is no sidecar between: otherwise it sees an address of its own pod.
+    let asked = |from: &countersign_cluster_tests::Namespace<'_>, client: &str| {
+        let answer = from.curl(&format!("pod/{client}"), &format!("http://{open}:8080/"))?;
+        let guest = from.address(client)?;
+        ensure!(answer.starts_with("hello from open ") && answer.trim().ends_with(&format!(" to {guest}")), "{answer}");
+        Ok(())
+    };
+    until(Duration::from_secs(20), "it listens", || asked(&outside, "client"))?;
+    // That port alone: where others are left out it is shut as ever, and so it is without an annotation.
+    outside.refused("pod/client", &format!("http://{shut}:8080/"))?;
     let server = namespace.address("server")?;
     outside.refused("pod/client", &format!("http://{server}:8080/"))?;
-    // What it says itself goes through its sidecar all the same.
-    let answer = namespace.curl("pod/client", "http://server/")?;
+    // A meshed caller has to leave it out too; all else that such a one says goes through its sidecar.
+    asked(&namespace, "beside")?;
+    let answer = namespace.curl("pod/beside", "http://server/")?;
     ensure!(answer.starts_with("hello from server"), "{answer}");
     Ok(())
 }
