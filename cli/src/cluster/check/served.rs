@@ -7,6 +7,7 @@
 use countersign_api::{names, ports};
 use serde_json::Value;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::task::JoinSet;
 
 use super::world::World;
@@ -20,7 +21,8 @@ const ENDS: &str = "_expiration_timestamp_seconds";
 /// What is left of a life when a renewal must have failed, as one part in so many: leaves and the injector's certificate are renewed at half,
 /// the issuer at a third.
 const LATE: i64 = 5;
-/// No process is late before: where the operator made a life longer, what is in force was made for the shorter one, and nobody tells its begin.
+/// Nothing is late with more than this left. Nobody tells when a certificate was made, and where an operator has made a life longer the one in force
+/// is of the shorter: an issuer of a month is then no worse than it was.
 const LATEST: i64 = 7 * 86_400;
 
 /// A process of ours, and the certificates that it must tell of.
@@ -82,8 +84,7 @@ pub struct Served {
 pub async fn ask(api: &Api, namespace: &str, pods: &[Value]) -> Vec<Served> {
     let mut asked = JoinSet::new();
     for Process { account, port, .. } in &PROCESSES {
-        let ours = pods.iter().filter(|pod| pod["metadata"]["namespace"] == namespace && meshed::is_running(pod));
-        for pod in ours.filter(|pod| pod["metadata"]["labels"]["app.kubernetes.io/name"] == *account) {
+        for pod in pods.iter().filter(|pod| is_of(pod, namespace, account)) {
             let pod = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/metrics");
             let api = api.clone();
@@ -160,15 +161,39 @@ fn judge(
         };
         let left = end - now;
         let said = format!("{pod}: {called} {}", span(left));
+        let age = life.and_then(|(account, _)| age_of(world, account, now));
         let life = life.and_then(|(account, flag)| life_of(world, account, flag));
         if left <= 0 {
             bad.push(format!("ended: {said}"));
-        } else if life.is_some_and(|life| left < (life / LATE).min(LATEST)) {
+        } else if life.is_some_and(|life| is_late(life, left, age)) {
             bad.push(format!("not renewed in time: {said}, of a life of {}", life.map(length).unwrap_or_default()));
         } else if next.as_ref().is_none_or(|(first, _)| end < *first) {
             *next = Some((end, said));
         }
     }
+}
+
+/// Whether with so much left of a life a renewal must have failed. `age`: since when the flag that says the life is in force, if that is known: a
+/// shorter one of before is over, or renewed, half of the new life later.
+fn is_late(life: i64, left: i64, age: Option<i64>) -> bool {
+    let settled = life > LATEST || age.is_none_or(|age| age >= life / 2);
+    settled && left < (life / LATE).min(LATEST)
+}
+
+/// Seconds since the youngest pod of a process was made: a change of its flags makes new ones.
+fn age_of(world: &World, account: &str, now: i64) -> Option<i64> {
+    let pods = world.pods.as_ref().ok()?.iter().filter(|pod| is_of(pod, &world.namespace, account));
+    let made =
+        pods.filter_map(|pod| OffsetDateTime::parse(pod["metadata"]["creationTimestamp"].as_str()?, &Rfc3339).ok());
+    made.map(|made| now - made.unix_timestamp()).min()
+}
+
+/// Whether it is a running pod of this process.
+fn is_of(pod: &Value, namespace: &str, account: &str) -> bool {
+    let metadata = &pod["metadata"];
+    meshed::is_running(pod)
+        && metadata["namespace"] == namespace
+        && metadata["labels"]["app.kubernetes.io/name"] == account
 }
 
 /// Seconds that a flag of an installed process says.

@@ -90,6 +90,36 @@ fn an_issuer_of_before_its_life_was_made_longer_is_no_problem() {
     assert_eq!(found.state, State::Ok, "{found:?}");
 }
 
+/// The injector goes on with the short one for a while, and the controller with its leaf.
+#[test]
+fn a_short_one_of_before_its_life_was_made_longer_is_no_problem_until_it_should_be_over() {
+    let pod = |account: &str, made: &str| {
+        json!({
+            "metadata": { "namespace": "countersign-system", "creationTimestamp": made, "labels": { "app.kubernetes.io/name": account } },
+            "status": { "phase": "Running" },
+        })
+    };
+    let found = |injector_made: &str, ca_made: &str| {
+        let mut said = well();
+        said[1].1 = Ok(controller(2 * DAY + 60));
+        said[2].1 = Ok(injector(2 * DAY + 60));
+        said[0].1 = Ok(ca(3_650 * DAY, 30 * DAY, 2 * DAY + HOUR));
+        let served = said.map(|(process, metrics)| Served { process, pod: process.to_owned(), metrics });
+        let old = "1970-01-01T00:00:00Z";
+        let pods = [
+            pod(names::INJECTOR_ACCOUNT, old),
+            pod(names::INJECTOR_ACCOUNT, injector_made),
+            pod(names::CA_ACCOUNT, ca_made),
+        ];
+        let date = Some("Sat, 03 Jan 1970 00:00:00 GMT".to_owned());
+        finding(&World { served: served.into(), ours: installed(), pods: Ok(pods.into()), date, ..world() })
+    };
+    let (old, new) = ("1970-01-01T00:00:00Z", "1970-01-02T23:50:00Z");
+    assert_eq!(found(new, new).state, State::Ok, "{:?}", found(new, new));
+    assert!(found(old, new).says.starts_with("not renewed in time: countersign-injector: "), "{:?}", found(old, new));
+    assert!(found(new, old).says.starts_with("not renewed in time: countersign-controller: "), "{:?}", found(new, old));
+}
+
 #[test]
 fn one_that_has_ended_is_a_problem_whatever_is_known_of_its_life() {
     let date = || Some("Thu, 01 Jan 1970 00:00:10 GMT".to_owned());
