@@ -37,6 +37,7 @@ countersign-default-deny (all pods)
 countersign-ca
 in 15030 from [{"namespaceSelector":{}}]
 in 15031 from [{"namespaceSelector":{}}]
+out 15030 to [{"podSelector":{"matchLabels":{"app.kubernetes.io/name":"countersign-ca"}}}]
 out 443 6443 to anywhere
 countersign-controller
 in 15040 from [{"namespaceSelector":{}}]
