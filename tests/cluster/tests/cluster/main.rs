@@ -11,6 +11,7 @@ mod life;
 mod mesh;
 mod outage;
 mod plane;
+mod rotation;
 mod rules;
 mod talk;
 mod tokens;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         tokens::PROMISES,
         rules::PROMISES,
         outage::PROMISES,
+        rotation::PROMISES,
         install::PROMISES,
     ]
     .concat();

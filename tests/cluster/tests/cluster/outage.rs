@@ -21,7 +21,7 @@ pub const PROMISES: &[Promise] = &[
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Kept connections and new ones, longer than the minute.
-fn under_load(namespace: &Namespace<'_>, minute: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn under_load(namespace: &Namespace<'_>, minute: impl FnOnce() -> Result<()>) -> Result<()> {
     let new = namespace.load("load-new", "http://server/", LONGEST, false)?;
     let kept = namespace.load("load-kept", "http://server/", LONGEST, true)?;
     minute()?;

@@ -1,0 +1,116 @@
+//! The root is replaced while a replica of the CA is lost.
+//!
+//! It runs alone: there is one root, and all who are meshed follow it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use countersign_cluster_tests::Beside::Nobody;
+use countersign_cluster_tests::{Cluster, Promise, until};
+use serde_json::Value;
+
+use crate::mesh::{SYSTEM, pair, system_said};
+use crate::outage::under_load;
+
+pub const PROMISES: &[Promise] =
+    &[("a_rotation_whose_leading_replica_is_lost_is_resumed_and_ends_and_fails_no_request", Nobody, leader_lost)];
+
+const A_WHILE: Duration = Duration::from_secs(60);
+const CA_PODS: [&str; 5] = ["-n", SYSTEM, "get", "pods", "-l"];
+const CA: &str = "app.kubernetes.io/name=countersign-ca";
+
+fn leader_lost(cluster: &Cluster) -> Result<()> {
+    let namespace = pair(cluster, "rotation-leader")?;
+    under_load(&namespace, || {
+        let done = lost_in_mid_rotation(cluster);
+        // Whatever became of it: all others live under this root.
+        let under_way = status(cluster).is_ok_and(|status| status["under_way"] == true);
+        if under_way && done.is_err() {
+            let _ = countersign(cluster, &["ca", "abort", "--kubectl"]);
+        }
+        done.map_err(|error| system_said(cluster, error))
+    })
+}
+
+fn lost_in_mid_rotation(cluster: &Cluster) -> Result<()> {
+    let (before, first) = (replicas(cluster)?, status(cluster)?);
+    ensure!(before.len() == 2, "{before:?}");
+    ensure!(first["under_way"] == false, "{first}");
+    for (pod, address) in &before {
+        ensure!(told(&first, address) == Some(true), "{pod} at {address} was not asked, or did not tell: {first}");
+    }
+    let (good, said) = countersign(cluster, &["ca", "prepare", "--kubectl", "-o", "json"])?;
+    ensure!(good, "{said}");
+    let id = said["rotation"]["id"].as_str().context("no rotation")?.to_owned();
+
+    // Whoever took the step has said so.
+    let led = before
+        .iter()
+        .find(|(pod, _)| cluster.kubectl(&["-n", SYSTEM, "logs", pod, "--tail=-1"]).is_ok_and(|log| log.contains(&id)));
+    let (leader, address) = led.context("nobody took the step")?;
+    // At once, as when a node is lost: nobody is told that it goes.
+    cluster.kubectl(&["-n", SYSTEM, "delete", "pod", leader, "--force", "--grace-period=0"])?;
+
+    let seen = until(A_WHILE, "another replica has the rotation, and says who does not answer", || {
+        let seen = status(cluster)?;
+        ensure!(seen["rotation"]["id"] == id.as_str() && seen["under_way"] == true, "{seen}");
+        ensure!(told(&seen, address) == Some(false), "{seen}");
+        Ok(seen)
+    })?;
+    // `distributed` where all had reported before it was lost: what was known of all stays so.
+    if seen["rotation"]["stage"] == "prepared" {
+        ensure!(seen["gate"]["open"] == false, "{seen}");
+        let (good, refusal) = countersign(cluster, &["ca", "activate", "--kubectl", "-o", "json"])?;
+        let why = refusal["refused"].as_str().unwrap_or_default();
+        ensure!(!good && why.contains("activate is too early") && why.contains("does not answer"), "{refusal}");
+    }
+    cluster.kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/countersign-ca", "--timeout=120s"])?;
+    // The one that took its place is asked as well.
+    let now = replicas(cluster)?;
+    until(A_WHILE, "both replicas that are there tell whom they know", || {
+        let seen = status(cluster)?;
+        ensure!(now.iter().all(|(_, address)| told(&seen, address) == Some(true)), "{now:?}: {seen}");
+        Ok(())
+    })?;
+    let (good, said) = countersign(cluster, &["ca", "abort", "--kubectl", "-o", "json"])?;
+    ensure!(good && said["rotation"]["stage"] == "aborted", "{said}");
+    ensure!(said["rotation"]["id"] == id.as_str() && said["signing_root"] == first["signing_root"], "{said}");
+    until(A_WHILE, "sidecars hold the bundle without the new root", || {
+        let held = cluster.kubectl(&["-n", SYSTEM, "get", "configmap", "countersign-bundle", "-o", "yaml"])?;
+        ensure!(held.matches("BEGIN CERTIFICATE").count() == 1, "{held}");
+        Ok(())
+    })
+}
+
+/// Name and address of each pod of the CA that runs.
+fn replicas(cluster: &Cluster) -> Result<Vec<(String, String)>> {
+    let pods = cluster.object(&[&CA_PODS[..], &[CA]].concat())?;
+    let pods = pods["items"].as_array().context("pods")?.iter();
+    let living = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    living
+        .map(|pod| Some((text(&pod["metadata"]["name"])?, text(&pod["status"]["podIP"])?)))
+        .collect::<Option<_>>()
+        .context("a pod without an address")
+}
+
+/// Whether the newest replica at that address told whom it knows; none if nobody there was asked.
+fn told(status: &Value, address: &str) -> Option<bool> {
+    let at =
+        |one: &&Value| one["address"].as_str().is_some_and(|it| it.rsplit_once(':').is_some_and(|it| it.0 == address));
+    status["replicas"].as_array()?.iter().rfind(at)?["told"].as_bool()
+}
+
+fn status(cluster: &Cluster) -> Result<Value> {
+    let (good, said) = countersign(cluster, &["ca", "status", "--kubectl", "-o", "json"])?;
+    ensure!(good, "{said}");
+    Ok(said)
+}
+
+/// Whether it ended well, and what it printed.
+fn countersign(cluster: &Cluster, args: &[&str]) -> Result<(bool, Value)> {
+    let output = cluster.countersign(args).output().context("countersign")?;
+    let said = serde_json::from_slice(&output.stdout);
+    let said = said.with_context(|| format!("countersign {}: {output:?}", args.join(" ")))?;
+    Ok((output.status.success(), said))
+}
