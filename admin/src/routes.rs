@@ -68,6 +68,16 @@ impl Routes {
         self
     }
 
+    /// And this, which changes nothing and takes a while. It ends where the caller goes away.
+    #[must_use]
+    pub fn get_later<F>(mut self, path: &'static str, answer: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        self.routes.push(Route { method: Method::GET, path, answer: Box::new(move || Box::pin(answer())) });
+        self
+    }
+
     /// And this, which does something; a body is not read.
     #[must_use]
     pub fn post(self, path: &'static str, answer: impl Fn() -> Answer + Send + Sync + 'static) -> Self {

@@ -24,6 +24,8 @@ pub const POD_UID: &str = "POD_UID";
 pub const POD_NAMESPACE: &str = "POD_NAMESPACE";
 /// Service account of the pod.
 pub const SERVICE_ACCOUNT: &str = "SERVICE_ACCOUNT";
+/// The pod's first address.
+pub const POD_IP: &str = "POD_IP";
 /// The pod's addresses, separated by commas.
 pub const POD_IPS: &str = "POD_IPS";
 

@@ -38,6 +38,8 @@ pub const BUNDLE_KEY: &str = "bundle.pem";
 pub const CA_STATE_SECRET: &str = "countersign-ca-state";
 /// Key of the sealed state in [`CA_STATE_SECRET`].
 pub const CA_STATE_KEY: &str = "ca.state";
+/// Key of the record of who signs from the state, sealed too, in [`CA_STATE_SECRET`].
+pub const CA_REPLICAS_KEY: &str = "ca.replicas";
 /// Secret in the system namespace that holds the 32 bytes that seal the CA's state, under [`CA_KEY_KEY`].
 pub const CA_KEY_SECRET: &str = "countersign-ca-key";
 /// Key of the 32 bytes in [`CA_KEY_SECRET`].

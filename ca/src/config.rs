@@ -2,7 +2,7 @@
 //! `main`. An unknown flag stops the start; an unknown `COUNTERSIGN_*` variable does not, since Kubernetes sets such ones by
 //! itself for a service named countersign-ca.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -80,6 +80,10 @@ pub struct Args {
     /// Address of the gRPC port; port 0 picks a free one
     #[arg(long, env = "COUNTERSIGN_CA_LISTEN", default_value_t = any(ports::CA))]
     pub listen: SocketAddr,
+    /// Address of this pod: with the port of --listen, where the other replicas that share --state-secret can ask this one
+    /// [default: that of --listen, if it is one]
+    #[arg(long, env = names_env::POD_IP)]
+    pub pod_ip: Option<IpAddr>,
     /// Address of /livez, /readyz, /metrics; port 0 picks a free one
     #[arg(long, env = "COUNTERSIGN_CA_HEALTH_LISTEN", default_value_t = any(ports::CA_HEALTH))]
     pub health_listen: SocketAddr,
@@ -222,6 +226,8 @@ pub struct Config {
     /// The CA's own identity.
     pub own_id: SpiffeId,
     pub listen: SocketAddr,
+    /// Where other replicas reach this one, if that is said.
+    pub pod_ip: Option<IpAddr>,
     pub health_listen: SocketAddr,
     pub admin_socket: PathBuf,
     /// Where the public bundle is written; the first is in the state directory.
@@ -274,6 +280,7 @@ impl Config {
             own_id,
             system_namespace: args.system_namespace,
             listen: args.listen,
+            pod_ip: args.pod_ip,
             health_listen: args.health_listen,
             admin_socket: args.admin_socket.unwrap_or_else(|| in_state("admin.sock")),
             bundle_files: [Some(in_state(BUNDLE)), args.bundle_file].into_iter().flatten().collect(),
@@ -304,6 +311,12 @@ impl Config {
         })
     }
 
+    /// Where other replicas can ask this one, if it is known: `listen` is the port that was bound.
+    pub fn reached_at(&self, listen: SocketAddr) -> Option<SocketAddr> {
+        let ip = self.pod_ip.or_else(|| (!listen.ip().is_unspecified()).then(|| listen.ip()))?;
+        Some(SocketAddr::new(ip, listen.port()))
+    }
+
     /// The configuration for people; the state key appears by its name only.
     pub fn dump(&self) -> Value {
         let seconds = |duration: Duration| duration.as_secs();
@@ -312,7 +325,7 @@ impl Config {
             "state_dir": self.state_dir, "state_key": format!("{:?}", self.state_key), "state_secret": self.state_secret,
             "publish_bundle": self.publish_bundle,
             "trust_domain": self.trust_domain.as_str(), "own_id": self.own_id.as_str(),
-            "listen": self.listen, "health_listen": self.health_listen, "admin_socket": self.admin_socket,
+            "listen": self.listen, "pod_ip": self.pod_ip, "health_listen": self.health_listen, "admin_socket": self.admin_socket,
             "bundle_files": self.bundle_files, "audit_log": self.audit.path, "audit_reserve_bytes": self.audit.bounds.reserve, "audit_max_bytes": self.audit.bounds.max,
             "audit_stdout": self.audit.copy, "audit_remove_oldest": self.audit.bounds.remove_oldest, "ready_file": self.ready_file,
             "attest": self.attest.dump(), "kubeconfig": self.kubeconfig,

@@ -1,8 +1,8 @@
 //! Who holds a living leaf, and which bundle its holder is known to have in force: what `rotation` asks before it takes a step. Told by
 //! `issue` (a leaf was signed), by `watch` and `server` (somebody came with that leaf, and said what it holds).
 //!
-//! It is one process's memory. Whether it knows everybody is a question of its own ([`Holders::complete_since`]): what another replica
-//! signed, or what this one signed before it was started, it does not know. Bounded; a report counts for the leaf that came with it, so
+//! It is one process's memory. Whether it knows everybody is a question of its own ([`Holders::complete_since`]): what it signed before it was
+//! started it does not know, and what other replicas signed `siblings` asks them. Bounded; a report counts for the leaf that came with it, so
 //! that nobody speaks for a sibling.
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use countersign_identity::VerifiedId;
 pub type LeafKey = [u8; 32];
 
 /// Pods that are known at once. About 600 bytes each.
-const MAX_PODS: usize = 65_536;
+pub const MAX_PODS: usize = 65_536;
 /// Living leaves of one pod that are known; the oldest is forgotten.
 const MAX_LEAVES: usize = 4;
 
@@ -27,6 +27,8 @@ pub struct Leaf {
     pub serial: String,
     /// SHA-256 of the root above it.
     pub root: [u8; 32],
+    /// When it was signed, seconds since 1970; 0 where only its holder was seen.
+    pub signed_at: u64,
     /// End of its life, seconds since 1970.
     pub not_after: u64,
     /// Generation of the bundle that its holder said to have when it asked; 0 = none.
@@ -98,6 +100,11 @@ impl Holder {
         }
     }
 
+    /// True of somebody whose leaf was seen, and whose pod is not known here: another process signed it.
+    pub fn is_nameless(&self) -> bool {
+        self.namespace.is_empty()
+    }
+
     /// The leaf that it got last.
     pub fn newest(&self) -> Option<&Leaf> {
         self.leaves.last()
@@ -149,15 +156,15 @@ pub struct Holders {
 struct Table {
     by_uid: HashMap<String, Holder>,
     uid_of: HashMap<LeafKey, String>,
-    /// Whoever got a leaf before may be missing here; `None`: somebody may always be.
-    complete_since: Option<u64>,
+    /// Whoever got a leaf of this process before may be missing here.
+    complete_since: u64,
     /// Connections are counted from the report of this bundle's generation on.
     count_from: u64,
 }
 
 impl Holders {
-    /// Nobody yet. `since`: whoever got a leaf after that is told to this table; `None` where others sign too.
-    pub fn new(since: Option<u64>) -> Self {
+    /// Nobody yet. `since`: whoever gets a leaf of this process after that is told to this table; 0: nobody got one before.
+    pub fn new(since: u64) -> Self {
         Self { table: Mutex::new(Table { complete_since: since, ..Table::default() }) }
     }
 
@@ -167,7 +174,7 @@ impl Holders {
         table.make_room(now);
         if table.by_uid.len() >= MAX_PODS && !table.by_uid.contains_key(uid) {
             // From here on somebody may be missing, for as long as this leaf lives.
-            table.complete_since = table.complete_since.map(|since| since.max(now + 1));
+            table.complete_since = table.complete_since.max(now + 1);
             return;
         }
         table.uid_of.insert(leaf.key, uid.to_owned());
@@ -201,6 +208,7 @@ impl Holders {
                     key,
                     serial: String::new(),
                     root: *peer.anchor_sha256(),
+                    signed_at: 0,
                     not_after: until,
                     asked_with: 0,
                     report: None,
@@ -243,8 +251,8 @@ impl Holders {
         all
     }
 
-    /// Whoever got a leaf after that is in this table (seconds since 1970); `None`: somebody may always be missing.
-    pub fn complete_since(&self) -> Option<u64> {
+    /// Whoever got a leaf of this process after that is in this table (seconds since 1970).
+    pub fn complete_since(&self) -> u64 {
         self.lock().complete_since
     }
 

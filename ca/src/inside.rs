@@ -80,10 +80,18 @@ impl Inside {
         let routes = Routes::new(self.log.clone())
             .get("/status", move || http::json(&status.status()))
             .get("/config_dump", move || http::json(&dump.config))
-            .get("/rotation", move || http::json(&rotation.status()))
-            .get("/rotation/report", move || match report.report() {
-                Ok(report) => http::json(&report),
-                Err(error) => refused(&error, &Value::Null),
+            .get_later("/rotation", move || {
+                let rotation = Arc::clone(&rotation);
+                async move { http::json(&rotation.status().await) }
+            })
+            .get_later("/rotation/report", move || {
+                let report = Arc::clone(&report);
+                async move {
+                    match report.report().await {
+                        Ok(report) => http::json(&report),
+                        Err(error) => refused(&error, &Value::Null),
+                    }
+                }
             });
         let steps = [
             ("/rotation/prepare", Step::Prepare, false),

@@ -229,6 +229,7 @@ impl Issuance {
             key: *key.sha256(),
             serial: signed.serial().to_owned(),
             root: authority.root().certificate_sha256(),
+            signed_at: call.arrived_ms / 1000,
             not_after: grant.not_after().as_secs(),
             asked_with: call.bundle_generation,
             report: None,

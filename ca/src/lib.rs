@@ -37,6 +37,7 @@ pub mod kubernetes;
 // One root takes another's place.
 pub mod holders;
 pub mod rotation;
+pub mod siblings;
 
 // What the CA does beside.
 pub mod own;

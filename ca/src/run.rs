@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::own::Own;
 use crate::rotation::Rotations;
 use crate::server::Service;
+use crate::siblings::Siblings;
 use crate::state::{
     self, Authority, DirectoryError, KeySource, Opened, Place, Race, State, StateError, Vacant, write_whole,
 };
@@ -112,14 +113,10 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         None => None,
     };
     let (state, audit, made) = open_state(&config, &connector, &clock).await?;
-    if let Some(loading) = loading {
-        loading.abort();
-        let _ = loading.await;
-    }
     let published = state.subscribe();
     write_bundle(&config.bundle_files, &state.authority())?;
-    // Where replicas share the state nobody knows all holders; where it is ours alone we know those of our own time, or of all time.
-    let since = (!state.is_shared()).then(|| if made { 0 } else { clock.now().as_secs() });
+    // Where replicas share the state the record of them says who else signed; where it is ours alone we know those of our own time, or of all time.
+    let since = if made || state.is_shared() { 0 } else { clock.now().as_secs() };
     let holders = Arc::new(Holders::new(since));
     let metrics = Arc::new(Metrics::new());
     let own = Arc::new(Own::new(config.own_id.clone(), config.terms, clock.clone()));
@@ -135,7 +132,16 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
     let last = LastWord { audit: audit.clone(), own: Arc::clone(&own), clock: clock.clone() };
     last.say().await;
 
-    let ports = Ports::bind(&config).await?;
+    let (grpc, listen) = tcp("--listen", config.listen).await?;
+    let max_leaf = config.terms.max;
+    let (of, known, by) = (Arc::clone(&state), Arc::clone(&holders), clock.clone());
+    let siblings = Arc::new(Siblings::new(of, known, Arc::clone(&own), by, max_leaf));
+    register(&siblings, config.reached_at(listen)).await?;
+    if let Some(loading) = loading {
+        loading.abort();
+        let _ = loading.await;
+    }
+    let ports = Ports::bind(&config, grpc, listen).await?;
     let shutdown = CancellationToken::new();
     let (most, token) = (config.max_watchers, shutdown.child_token());
     let bundles = Arc::new(Bundles::new(Arc::clone(&state), Arc::clone(&holders), clock.clone(), most, token));
@@ -145,12 +151,14 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
         audit: audit.clone(),
         own: Arc::clone(&own),
         clock: clock.clone(),
-        max_leaf: config.terms.max,
+        max_leaf,
+        siblings: Arc::clone(&siblings),
     });
     let mut tasks = vec![
         tokio::spawn(state::follow(Arc::clone(&state), clock.clone())),
         tokio::spawn(keep_bundle(config.bundle_files.clone(), published)),
         tokio::spawn(Arc::clone(&rotations).run()),
+        tokio::spawn(Arc::clone(&siblings).run()),
         tokio::spawn(audit.clone().keep(own.subscribe(), clock.clone())),
     ];
     if config.publish_bundle {
@@ -196,7 +204,7 @@ pub async fn start(config: Config, clock: SharedClock, log: Log) -> Result<Runni
     let probes = health::serve(ports.probes, Arc::clone(&inside), counter(&metrics));
     let admin = countersign_admin::serve(ports.admin, inside.routes(), counter(&metrics));
     tasks.extend([tokio::spawn(upkeep.run()), tokio::spawn(probes), tokio::spawn(admin)]);
-    let service = Service::new(issuance, bundles, metrics);
+    let service = Service::new(issuance, bundles, metrics, siblings);
     let running = Running {
         listen,
         health,
@@ -284,6 +292,27 @@ async fn open_state(
     Ok((Arc::new(state), audit, made))
 }
 
+/// Nothing is signed before the other replicas can know of it.
+async fn register(siblings: &Siblings, address: Option<SocketAddr>) -> Result<(), StartError> {
+    let mut told = String::new();
+    loop {
+        match siblings.register(address).await {
+            Err(error) if error.may_pass() => {
+                let text = error.to_string();
+                if text != told {
+                    tracing::error!(
+                        error = text,
+                        "this replica cannot be put in the record of replicas yet; trying again"
+                    );
+                    told = text;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            ended => return Ok(ended?),
+        }
+    }
+}
+
 async fn place(config: &Config, connector: &Connector<'_>) -> Result<Place, StartError> {
     match &config.state_secret {
         None => Ok(Place::directory(&config.state_dir)?),
@@ -343,8 +372,7 @@ struct Ports {
 }
 
 impl Ports {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
-        let (grpc, listen) = tcp("--listen", config.listen).await?;
+    async fn bind(config: &Config, grpc: TcpListener, listen: SocketAddr) -> Result<Self, StartError> {
         let (probes, health) = tcp("--health-listen", config.health_listen).await?;
         let admin = countersign_admin::bind(&config.admin_socket)?;
         Ok(Self { grpc, listen, probes, health, admin })

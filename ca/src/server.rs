@@ -1,4 +1,4 @@
-//! gRPC over TLS: IssueSvid for whoever has a token, WatchBundle for whoever has an SVID. Started by `run`; the steps are in
+//! gRPC over TLS: IssueSvid for whoever has a token, WatchBundle for whoever has an SVID, the table of holders for siblings. Started by `run`; the steps are in
 //! `issue` and `watch`. Here are only the bounds of a connection and a call, and the words for a refusal.
 //!
 //! Calls are counted in `issue`, once their message has come whole: a slow sender holds no slot.
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_api::ca::certificate_authority_server::{CertificateAuthority, CertificateAuthorityServer};
+use countersign_api::ca::siblings_server::SiblingsServer;
 use countersign_api::ca::{
     HoldingReport, HoldingReportAnswer, IssueSvidRequest, IssueSvidResponse, TrustBundle, WatchBundleRequest,
 };
@@ -20,6 +21,7 @@ use crate::csr::MAX_CSR;
 use crate::grant::GrantError;
 use crate::issue::{Issuance, Refusal};
 use crate::metrics::Metrics;
+use crate::siblings::{Answers, Siblings};
 use crate::watch::{Bundles, WatchEnd, WatchRefusal};
 
 /// A request: CSR, token, and some numbers.
@@ -40,12 +42,13 @@ pub struct Service {
     issuance: Arc<Issuance>,
     bundles: Arc<Bundles>,
     metrics: Arc<Metrics>,
+    siblings: Arc<Siblings>,
 }
 
 impl Service {
     /// Ties the parts together.
-    pub fn new(issuance: Arc<Issuance>, bundles: Arc<Bundles>, metrics: Arc<Metrics>) -> Self {
-        Self { issuance, bundles, metrics }
+    pub fn new(issuance: Arc<Issuance>, bundles: Arc<Bundles>, metrics: Arc<Metrics>, siblings: Arc<Siblings>) -> Self {
+        Self { issuance, bundles, metrics, siblings }
     }
 
     /// Serves until `shutdown`, then lets calls end.
@@ -54,6 +57,7 @@ impl Service {
         incoming: Incoming,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
+        let siblings = SiblingsServer::new(Answers::new(Arc::clone(&self.siblings)));
         let service = CertificateAuthorityServer::new(self).max_decoding_message_size(MAX_REQUEST);
         grpc_server()
             .timeout(CALL_LIMIT)
@@ -65,6 +69,7 @@ impl Service {
             .http2_keepalive_interval(Some(PING_EACH))
             .http2_keepalive_timeout(Some(PING_LIMIT))
             .add_service(service)
+            .add_service(siblings.max_decoding_message_size(MAX_REQUEST))
             .serve_with_incoming_shutdown(incoming, shutdown)
             .await
     }
@@ -97,7 +102,7 @@ impl CertificateAuthority for Service {
     }
 }
 
-fn peer<T>(request: &Request<T>) -> Result<&PeerInfo, Status> {
+pub(crate) fn peer<T>(request: &Request<T>) -> Result<&PeerInfo, Status> {
     request.extensions().get().ok_or_else(|| Status::internal("the connection is unknown"))
 }
 

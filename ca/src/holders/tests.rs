@@ -2,12 +2,20 @@ use super::*;
 use crate::testing::{HOUR, START, authority, peer};
 
 fn leaf(key: u8, not_after: u64) -> Leaf {
-    Leaf { key: [key; 32], serial: format!("{key}"), root: [0; 32], not_after, asked_with: 0, report: None }
+    Leaf {
+        key: [key; 32],
+        serial: format!("{key}"),
+        root: [0; 32],
+        signed_at: START,
+        not_after,
+        asked_with: 0,
+        report: None,
+    }
 }
 
 #[test]
 fn a_report_counts_for_the_leaf_that_came_with_it_and_for_no_sibling() {
-    let holders = Holders::new(Some(0));
+    let holders = Holders::new(0);
     let peer = peer(&authority());
     for (pod, key) in [("a", *peer.spki_sha256()), ("b", [7; 32])] {
         let leaf = Leaf { key, ..leaf(0, START + HOUR) };
@@ -21,7 +29,7 @@ fn a_report_counts_for_the_leaf_that_came_with_it_and_for_no_sibling() {
 
 #[test]
 fn whoever_comes_with_a_leaf_that_we_did_not_sign_is_known_from_then_on_by_its_identity() {
-    let (holders, peer) = (Holders::new(None), peer(&authority()));
+    let (holders, peer) = (Holders::new(0), peer(&authority()));
     holders.reported(&peer, Report { generation: 1, at: START, connections: None });
     let living = holders.living(START);
     assert_eq!(living[0].pod, "spiffe://mesh.test/ns/shop/sa/frontend");
@@ -31,7 +39,7 @@ fn whoever_comes_with_a_leaf_that_we_did_not_sign_is_known_from_then_on_by_its_i
 
 #[test]
 fn a_holder_whose_leaf_has_ended_counts_no_longer() {
-    let holders = Holders::new(Some(0));
+    let holders = Holders::new(0);
     holders.signed("shop", "a", "uid-a", "id", leaf(1, START + 10), START);
     assert_eq!(holders.living(START + 10).len(), 1);
     assert!(holders.living(START + 11).is_empty());
@@ -40,7 +48,7 @@ fn a_holder_whose_leaf_has_ended_counts_no_longer() {
 
 #[test]
 fn of_one_pod_few_leaves_are_kept_and_the_newest_among_them() {
-    let holders = Holders::new(Some(0));
+    let holders = Holders::new(0);
     for key in 0..20 {
         holders.signed("shop", "a", "uid-a", "id", leaf(key, START + HOUR), START);
     }
@@ -52,19 +60,19 @@ fn of_one_pod_few_leaves_are_kept_and_the_newest_among_them() {
 
 #[test]
 fn a_full_table_says_that_somebody_may_be_missing() {
-    let holders = Holders::new(Some(0));
+    let holders = Holders::new(0);
     for n in 0..=MAX_PODS {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&n.to_be_bytes());
         holders.signed("shop", "a", &format!("uid-{n}"), "id", Leaf { key, ..leaf(0, START + HOUR) }, START);
     }
     assert_eq!(holders.living(START).len(), MAX_PODS);
-    assert_eq!(holders.complete_since(), Some(START + 1), "whoever got a leaf up to then");
+    assert_eq!(holders.complete_since(), START + 1, "whoever got a leaf up to then");
 }
 
 #[test]
 fn a_renewal_moves_nobody_and_another_bundle_or_root_does() {
-    let (holders, peer) = (Holders::new(Some(0)), peer(&authority()));
+    let (holders, peer) = (Holders::new(0), peer(&authority()));
     let key = *peer.spki_sha256();
     let sign = |key, root, asked_with, at| {
         let leaf = Leaf { key, root, asked_with, ..leaf(0, START + HOUR) };
@@ -90,7 +98,7 @@ fn a_renewal_moves_nobody_and_another_bundle_or_root_does() {
 
 #[test]
 fn connections_are_counted_from_the_report_of_the_rotations_bundle() {
-    let holders = Holders::new(Some(0));
+    let holders = Holders::new(0);
     let peer = peer(&authority());
     let told = |generation, good, at| {
         let connections = Some(Connections { open: 1, good, ..Connections::default() });

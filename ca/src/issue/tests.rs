@@ -44,7 +44,7 @@ fn desk_with(dir: TempDir, limits: CallLimits, audit: Audit) -> Desk {
         clock,
         own_id: own_id(),
         terms: Terms { default: Duration::from_secs(3600), max: Duration::from_secs(86_400) },
-        holders: Arc::new(Holders::new(Some(0))),
+        holders: Arc::new(Holders::new(0)),
         metrics: Arc::new(Metrics::new()),
     };
     Desk { dir, tokens, issuance: Issuance::new(parts, limits) }

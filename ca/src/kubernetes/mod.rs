@@ -198,3 +198,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 fn quoted(text: &str) -> String {
     text.chars().take(QUOTED).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
+
+/// The API server in memory, as a cluster.
+#[cfg(test)]
+pub(crate) fn on_server(server: &testing::ApiServer, namespace: &str) -> Cluster {
+    Cluster::on(server.client(&head_limit()), namespace)
+}

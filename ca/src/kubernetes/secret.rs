@@ -81,14 +81,20 @@ impl StateSecret {
         Self(Value { cluster, name, key: names::CA_STATE_KEY })
     }
 
-    /// The sealed state, if there is one, and the version that it is.
-    pub async fn read(&self) -> Result<(Option<Vec<u8>>, Version), CallError> {
-        self.0.read().await
+    /// The sealed state, if there is one; the sealed record of replicas beside it, if there is one; and the version that both are.
+    pub async fn read(&self) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>, Version), CallError> {
+        self.0.read_beside(Some(names::CA_REPLICAS_KEY)).await
     }
 
-    /// Writes it over that version. [`CallError::Conflict`]: that is no longer what is there.
-    pub async fn write(&self, sealed: &[u8], over: &Version) -> Result<Version, CallError> {
-        self.0.write(sealed, over).await
+    /// Writes the state, and the record where one is given, over that version. [`CallError::Conflict`]: that is no longer what is there.
+    pub async fn write(&self, state: &[u8], replicas: Option<&[u8]>, over: &Version) -> Result<Version, CallError> {
+        let replicas = replicas.map(|replicas| (names::CA_REPLICAS_KEY, replicas));
+        self.0.write_all([(self.0.key, state)].into_iter().chain(replicas), over).await
+    }
+
+    /// Writes the record of replicas over that version, and leaves the state as it is.
+    pub async fn write_replicas(&self, sealed: &[u8], over: &Version) -> Result<Version, CallError> {
+        self.0.write_all([(names::CA_REPLICAS_KEY, sealed)].into_iter(), over).await
     }
 
     /// The public bundle in our own namespace: where it is, a state was.
@@ -158,13 +164,23 @@ impl fmt::Debug for KeySecret {
 
 impl Value {
     async fn read(&self) -> Result<(Option<Vec<u8>>, Version), CallError> {
+        let (ours, _, version) = self.read_beside(None).await?;
+        Ok((ours, version))
+    }
+
+    async fn read_beside(
+        &self,
+        beside: Option<&str>,
+    ) -> Result<(Option<Vec<u8>>, Option<Vec<u8>>, Version), CallError> {
         let request = Request::new(path(&self.cluster, "secrets")).get(&self.name, &GetParams::default());
         match self.cluster.ask::<Secret>(request, CALL_LIMIT).await {
             Ok(secret) => {
                 let version = Version(secret.metadata.resource_version);
-                Ok((self.taken(secret.data.unwrap_or_default()), version))
+                let mut data = secret.data.unwrap_or_default();
+                let beside = beside.and_then(|key| data.remove(key)).map(|value| value.0);
+                Ok((self.taken(data), beside.filter(|value| !value.is_empty()), version))
             }
-            Err(CallError::Missing) => Ok((None, Version::default())),
+            Err(CallError::Missing) => Ok((None, None, Version::default())),
             Err(error) => Err(error),
         }
     }
@@ -177,8 +193,17 @@ impl Value {
     }
 
     async fn write(&self, value: &[u8], over: &Version) -> Result<Version, CallError> {
-        let (path, text) = (path(&self.cluster, "secrets"), Zeroizing::new(STANDARD.encode(value)));
-        let data = json!({ self.key: *text });
+        self.write_all([(self.key, value)].into_iter(), over).await
+    }
+
+    async fn write_all<'a>(
+        &self,
+        values: impl Iterator<Item = (&'a str, &'a [u8])>,
+        over: &Version,
+    ) -> Result<Version, CallError> {
+        let path = path(&self.cluster, "secrets");
+        let data: serde_json::Map<_, _> =
+            values.map(|(key, value)| (key.to_owned(), json!(*Zeroizing::new(STANDARD.encode(value))))).collect();
         let request = match &over.0 {
             // Only made where there is none. By applying, since RBAC can bind that to a name, and a plain create it cannot; under
             // a manager's name that nobody else has, and not forced: where somebody else's value is, this is a conflict.

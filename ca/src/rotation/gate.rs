@@ -3,11 +3,12 @@
 //!
 //! Two ways lead through a gate. *All have reported*: every holder of a living leaf that we know said what is needed, we know of all, and
 //! [`PROPAGATION`] has passed since the last of them came to it, for those who cannot report. *Time*: a leaf is not renewed for a holder that does not follow, so after the
-//! longest life of a leaf (and [`GRACE`]) nobody with an older leaf is left. The second is always complete: after a restart, and where several
-//! replicas sign.
+//! longest life of a leaf (and [`GRACE`]) nobody with an older leaf is left. The second is always complete: after a restart, and where a
+//! replica does not tell.
 
 use serde::Serialize;
 
+use crate::clock::rfc3339;
 use crate::holders::Holder;
 use crate::state::{Rotation, Stage};
 
@@ -31,6 +32,10 @@ pub struct View<'a> {
     pub holders: &'a [Holder],
     /// Whoever got a leaf after that is among them; `None`: never known.
     pub complete_since: Option<u64>,
+    /// Since when all who sign do so by what is in force; 0: since their starts.
+    pub in_force_since: u64,
+    /// What else there is to wait for before all holders are known.
+    pub unknown: &'a [String],
     /// Now, seconds since 1970.
     pub now: u64,
 }
@@ -98,16 +103,16 @@ pub fn gate(view: View<'_>) -> Option<Gate> {
 fn waits(view: View<'_>) -> Vec<String> {
     let mut waits = Vec::new();
     match view.complete_since {
-        None => waits.push(
-            "replicas share the state, and each knows only whom it has signed for: a leaf's life must pass".to_owned(),
-        ),
+        None => waits.push("nobody knows who has signed from the state before: a leaf's life must pass".to_owned()),
         Some(since) if since > 0 && view.now < since.saturating_add(view.rotation.leaf_life) => waits.push(format!(
-            "leaves signed before this CA was started are not known to it: they have all ended in {} s",
+            "leaves signed before {} are not all known: they have all ended in {} s",
+            rfc3339(since.saturating_mul(1000)),
             since.saturating_add(view.rotation.leaf_life) - view.now
         )),
         Some(_) => {}
     }
-    let settled = settled(view).saturating_add(PROPAGATION);
+    waits.extend(view.unknown.iter().cloned());
+    let settled = settled(view).max(view.in_force_since).saturating_add(PROPAGATION);
     if view.now < settled {
         waits.push(format!("for those who cannot report, {} s more", settled - view.now));
     }

@@ -20,10 +20,13 @@ use crate::audit::{Audit, AuditError, Entry, Event, GRANTED, SUPERSEDED};
 use crate::clock::{millis, rfc3339};
 use crate::holders::Holders;
 use crate::own::Own;
+use crate::siblings::{Known, Siblings, Told};
 use crate::state::{Authority, Passed, Race, Rotation, Stage, State, StateError, StepError, hex};
 
 /// How often it is looked whether the bundle is held by all.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same, where others were asked and did not say so.
+const LOOK_ALL: Duration = Duration::from_secs(3);
 /// After a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// So often a step is begun anew when the state changed under it.
@@ -94,48 +97,72 @@ pub struct Rotations {
     pub clock: SharedClock,
     /// The longest life that a leaf may have, where the state does not say what was given.
     pub max_leaf: Duration,
+    /// What all replicas know together.
+    pub siblings: Arc<Siblings>,
 }
 
 impl Rotations {
-    /// Notes when a new bundle is held by all. Never ends.
+    /// Notes when a new bundle is held by all, and from which bundle on connections are counted, whoever prepared it. Never ends.
     pub async fn run(self: Arc<Self>) {
+        let mut changes = self.state.subscribe();
+        // Of a rotation that is under way when we start whatever was carried since the start belongs to it.
+        let mut counted = changes.borrow_and_update().generation();
         loop {
+            let authority = Arc::clone(&changes.borrow_and_update());
+            let began = authority.under_way().map(Rotation::generation).filter(|began| *began > counted);
+            if let Some(began) = began {
+                counted = began;
+                self.holders.count_from(began);
+            }
             let pause = match self.note_distributed().await {
-                Ok(()) => LOOK,
+                Ok(pause) => pause,
                 Err(error) => {
                     tracing::error!(%error, "that the new bundle is held by all could not be stored; trying again");
                     AFTER_FAILURE
                 }
             };
-            tokio::time::sleep(pause).await;
+            let _ = tokio::time::timeout(pause, changes.changed()).await;
         }
     }
 
-    async fn note_distributed(&self) -> Result<(), RotationError> {
-        let authority = self.state.authority();
-        let prepared = authority.under_way().is_some_and(|rotation| rotation.stage() == Stage::Prepared);
-        if !prepared || !self.gate(&authority).is_some_and(|gate| gate.open) {
-            return Ok(());
+    /// How long until it is worth to look again.
+    async fn note_distributed(&self) -> Result<Duration, RotationError> {
+        let seen = self.state.seen();
+        let prepared = seen.authority.under_way().is_some_and(|rotation| rotation.stage() == Stage::Prepared);
+        // Others are asked only when nobody is missing here.
+        let here = |gate: Gate| gate.open || gate.ready == gate.holders;
+        if !prepared || !gate_of(&seen.authority, &self.siblings.alone(&seen)).is_some_and(here) {
+            return Ok(LOOK);
+        }
+        let known = self.siblings.gather(&seen).await;
+        if !gate_of(&seen.authority, &known).is_some_and(|gate| gate.open) {
+            return Ok(if self.state.is_shared() { LOOK_ALL } else { LOOK });
         }
         let now = self.clock.now();
         let draft = self.state.draft(|current| current.distributed(now))?;
-        if self.state.commit(draft, now).await? == Race::Won {
-            tracing::info!(generation = authority.generation(), "the new trust bundle is held by all");
+        if draft.is_of(&seen) && self.state.commit(draft, now).await? == Race::Won {
+            tracing::info!(generation = seen.authority.generation(), "the new trust bundle is held by all");
         }
-        Ok(())
+        Ok(LOOK)
     }
 
     /// Takes a step, and says where that leads. `forced`: whoever is missing.
     pub async fn step(&self, step: Step, forced: bool) -> Result<Value, RotationError> {
         for _ in 0..TRIES {
+            let seen = self.state.seen();
+            // All are asked before, and the draft is over the very version that said who they are: nobody can have come meanwhile.
+            let known = match step {
+                Step::Activate | Step::Retire => self.siblings.gather(&seen).await,
+                Step::Prepare | Step::Abort => self.siblings.alone(&seen),
+            };
             let now = self.clock.now();
-            let draft = self.state.draft(|current| self.next(current, step, forced))?;
+            let draft = self.state.draft(|current| self.next(current, step, forced, &known))?;
+            if !draft.is_of(&seen) {
+                continue;
+            }
             let made = draft.authority();
             self.record(step, &made, GRANTED).await?;
             if self.state.commit(draft, now).await? == Race::Won {
-                if step == Step::Prepare {
-                    self.holders.count_from(made.generation());
-                }
                 let rotation = made.rotation();
                 let stage = rotation.map_or("none", |rotation| rotation.stage().word());
                 let (id, signs) = (rotation.map(|rotation| rotation.id.as_str()), made.root().serial());
@@ -149,16 +176,16 @@ impl Rotations {
                     generation,
                     "a step of a rotation of the root"
                 );
-                return Ok(self.status());
+                return Ok(self.status().await);
             }
             self.record(step, &made, SUPERSEDED).await?;
         }
         Err(RotationError::Busy)
     }
 
-    fn next(&self, current: &Authority, step: Step, forced: bool) -> Result<Authority, RotationError> {
+    fn next(&self, current: &Authority, step: Step, forced: bool, known: &Known) -> Result<Authority, RotationError> {
         let (now, lifetimes) = (self.clock.now(), self.state.lifetimes());
-        let gate = self.gate(current).filter(|gate| gate.step == step.word());
+        let gate = gate_of(current, known).filter(|gate| gate.step == step.word());
         let shut = gate.filter(|gate| !gate.open);
         Ok(match step {
             Step::Prepare => {
@@ -182,18 +209,6 @@ impl Rotations {
             Some(gate) if !forced => Err(RotationError::TooEarly(Box::new(gate))),
             shut => Ok(take(shut.is_some())?),
         }
-    }
-
-    /// The gate before the next step of the rotation under way.
-    pub fn gate(&self, authority: &Authority) -> Option<Gate> {
-        let now = self.clock.now().as_secs();
-        gate(View {
-            rotation: authority.under_way()?,
-            second_root: authority.second_root()?.certificate_sha256(),
-            holders: &self.holders.living(now),
-            complete_since: self.holders.complete_since(),
-            now,
-        })
     }
 
     /// Recorded before it is stored: what it makes, then the step itself.
@@ -226,8 +241,10 @@ impl Rotations {
     }
 
     /// Where it is, and what it waits for.
-    pub fn status(&self) -> Value {
-        let authority = self.state.authority();
+    pub async fn status(&self) -> Value {
+        let seen = self.state.seen();
+        let known = self.siblings.gather(&seen).await;
+        let authority = seen.authority;
         let now = self.clock.now().as_secs();
         let under_way = authority.under_way().is_some();
         let own_root = self.own.subscribe().borrow().as_ref().and_then(|own| own.anchor_sha256().map(|sha| hex(sha)));
@@ -237,12 +254,37 @@ impl Rotations {
             "bundle_generation": authority.generation(),
             "signing_root": root(&authority),
             "own_svid_root_sha256": own_root,
-            "holders": self.holders.living(now).len(),
+            "holders": known.holders.len(),
+            "replicas": told_replicas(&known.replicas),
             "under_way": under_way,
             "rotation": authority.rotation().map(told),
-            "gate": self.gate(&authority).map(|gate| told_gate(&gate)),
+            "gate": gate_of(&authority, &known).map(|gate| told_gate(&gate)),
         })
     }
+}
+
+/// The gate before the next step of the rotation under way.
+fn gate_of(authority: &Authority, known: &Known) -> Option<Gate> {
+    gate(View {
+        rotation: authority.under_way()?,
+        second_root: authority.second_root()?.certificate_sha256(),
+        holders: &known.holders,
+        complete_since: known.complete_since,
+        in_force_since: known.in_force_since,
+        unknown: &known.waits,
+        now: known.at,
+    })
+}
+
+/// Who was asked, for people.
+fn told_replicas(replicas: &[Told]) -> Value {
+    let told = |told: &Told| {
+        json!({
+            "id": told.replica.id, "address": told.replica.address, "since": time(told.replica.since),
+            "told": told.silent.is_none(), "why": told.silent,
+        })
+    };
+    replicas.iter().map(told).collect()
 }
 
 fn root(authority: &Authority) -> Value {

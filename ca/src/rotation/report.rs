@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use countersign_api::report::{ALGORITHM, FORMAT, canonical};
 use serde_json::{Value, json};
 
-use super::{Rotations, time, told};
+use super::{Rotations, time, told, told_replicas};
 use crate::holders::{Connections, Holder, Leaf};
 use crate::own::signature;
 use crate::state::hex;
@@ -27,21 +27,21 @@ pub enum ReportError {
 
 impl Rotations {
     /// What is known of the last rotation, or of the one under way, signed.
-    pub fn report(&self) -> Result<Value, ReportError> {
-        let authority = self.state.authority();
+    pub async fn report(&self) -> Result<Value, ReportError> {
+        let seen = self.state.seen();
+        let known = self.siblings.gather(&seen).await;
+        let authority = seen.authority;
         let rotation = authority.rotation().ok_or(ReportError::None)?;
         let own = self.own.subscribe().borrow().clone().ok_or(ReportError::NoSvid)?;
         let now = self.clock.now().as_secs();
-        let holders = self.holders.living(now);
+        let holders = known.holders;
         let generation = authority.generation();
         let signing = authority.bundle().root_sha256s().map(|sha| hex(sha)).collect::<Vec<_>>();
         let new_root = &rotation.new.sha256;
         let on_new = |holder: &&Holder| holder.newest().is_some_and(|leaf| hex(&leaf.root) == *new_root);
         let counted: Vec<Connections> = holders.iter().filter_map(during).collect();
-        let known = match self.holders.complete_since() {
-            Some(since) => since == 0 || now >= since.saturating_add(rotation.leaf_life),
-            None => false,
-        };
+        let complete = |since: u64| since == 0 || now >= since.saturating_add(rotation.leaf_life);
+        let all_known = known.waits.is_empty() && known.complete_since.is_some_and(complete);
         let document = json!({
             "format": FORMAT,
             "trust_domain": authority.trust_domain().as_str(),
@@ -51,10 +51,11 @@ impl Rotations {
             "rotation": told(rotation),
             "bundle_generation": generation,
             "bundle_roots_sha256": signing,
+            "replicas": told_replicas(&known.replicas),
             "holders": holders.iter().map(row).collect::<Vec<_>>(),
             "totals": {
                 "holders": holders.len(),
-                "all_holders_known": known,
+                "all_holders_known": all_known,
                 "holding_the_bundle": holders.iter().filter(|holder| holder.holds(generation)).count(),
                 "leaves_of_the_new_root": holders.iter().filter(on_new).count(),
                 "holders_that_told_of_connections": counted.len(),

@@ -25,7 +25,7 @@ fn rotation(stage: Stage) -> Rotation {
 
 fn leaf(root: [u8; 32], asked_with: u64, report: Option<u64>) -> Leaf {
     let report = report.map(|generation| Report { generation, at: T, connections: None });
-    Leaf { key: [9; 32], serial: "5e".to_owned(), root, not_after: T + HOUR, asked_with, report }
+    Leaf { key: [9; 32], serial: "5e".to_owned(), root, signed_at: T - HOUR, not_after: T + HOUR, asked_with, report }
 }
 
 fn holder(pod: &str, leaves: Vec<Leaf>) -> Holder {
@@ -36,7 +36,9 @@ fn holder(pod: &str, leaves: Vec<Leaf>) -> Holder {
 fn look(stage: Stage, holders: &[Holder], complete_since: Option<u64>, at: u64) -> Gate {
     let rotation = rotation(stage);
     let second_root = if stage == Stage::Active { OLD } else { NEW };
-    gate(View { rotation: &rotation, second_root, holders, complete_since, now: at }).unwrap()
+    let unknown = &[];
+    gate(View { rotation: &rotation, second_root, holders, complete_since, in_force_since: 0, unknown, now: at })
+        .unwrap()
 }
 
 fn missing(gate: &Gate) -> Vec<&str> {
@@ -99,6 +101,47 @@ fn nobody_holds_a_step_up_for_longer_than_a_leafs_life_and_a_ca_that_knows_not_a
     }
     // Started a while ago: all leaves of before have ended.
     assert!(look(Stage::Prepared, &told, Some(T - HOUR), T + 60).open);
+}
+
+#[test]
+fn what_a_replica_does_not_tell_keeps_the_gate_shut_until_a_leafs_life_has_passed() {
+    let (rotation, told) = (rotation(Stage::Active), [holder("told", vec![leaf(NEW, 2, Some(2))])]);
+    let unknown = ["replica b does not answer".to_owned()];
+    let view = View {
+        rotation: &rotation,
+        second_root: OLD,
+        holders: &told,
+        complete_since: Some(0),
+        in_force_since: 0,
+        unknown: &unknown,
+        now: T + 60,
+    };
+    let gate_at = |view| gate(view).unwrap();
+    let shut = gate_at(view);
+    assert!(!shut.open && shut.missing.is_empty());
+    assert_eq!(shut.waits, unknown);
+    assert!(gate_at(View { unknown: &[], ..view }).open);
+    assert!(gate_at(View { now: T + HOUR + GRACE, ..view }).open);
+}
+
+#[test]
+fn calls_that_were_under_way_when_the_stage_came_to_a_replica_are_waited_for() {
+    let (rotation, told) = (rotation(Stage::Active), [holder("told", vec![leaf(NEW, 2, Some(2))])]);
+    let look = |now| {
+        let (complete_since, in_force_since, unknown) = (Some(0), T + 30, &[]);
+        gate(View {
+            rotation: &rotation,
+            second_root: OLD,
+            holders: &told,
+            complete_since,
+            in_force_since,
+            unknown,
+            now,
+        })
+        .unwrap()
+    };
+    assert_eq!(look(T + 39).waits, ["for those who cannot report, 1 s more"]);
+    assert!(look(T + 40).open);
 }
 
 #[test]
@@ -176,8 +219,10 @@ async fn desk() -> Desk {
     let terms = Terms { default: Duration::from_secs(HOUR), max: Duration::from_secs(HOUR) };
     let own = Arc::new(Own::new(own_id(), terms, hand.clock()));
     own.renew(&state.authority(), &audit).await.unwrap();
-    let holders = Arc::new(Holders::new(Some(0)));
-    let rotations = Rotations { state, holders, audit, own, clock: hand.clock(), max_leaf: Duration::from_secs(HOUR) };
+    let (holders, max_leaf) = (Arc::new(Holders::new(0)), Duration::from_secs(HOUR));
+    let (of, known, by) = (Arc::clone(&state), Arc::clone(&holders), hand.clock());
+    let siblings = Arc::new(Siblings::new(of, known, Arc::clone(&own), by, max_leaf));
+    let rotations = Rotations { state, holders, audit, own, clock: hand.clock(), max_leaf, siblings };
     Desk { dir, hand, rotations }
 }
 
@@ -185,7 +230,7 @@ impl Desk {
     fn hold(&self, pod: &str, asked_with: u64) {
         let root = self.rotations.state.authority().root().certificate_sha256();
         let (key, not_after) = (sha256(pod.as_bytes()), self.rotations.clock.now().as_secs() + HOUR);
-        let leaf = Leaf { key, serial: pod.to_owned(), root, not_after, asked_with, report: None };
+        let leaf = Leaf { key, serial: pod.to_owned(), root, signed_at: START, not_after, asked_with, report: None };
         self.rotations.holders.signed("shop", pod, pod, "spiffe://mesh.test/ns/shop/sa/a", leaf, START);
     }
 
@@ -252,11 +297,11 @@ async fn without_an_audit_log_no_step_is_taken() {
 #[tokio::test]
 async fn a_report_names_every_holder_and_is_signed_by_the_cas_own_svid() {
     let desk = desk().await;
-    assert!(matches!(desk.rotations.report(), Err(ReportError::None)));
+    assert!(matches!(desk.rotations.report().await, Err(ReportError::None)));
     desk.hold("a", 0);
     desk.hold("b", 0);
     desk.rotations.step(Step::Prepare, false).await.unwrap();
-    let report = desk.rotations.report().unwrap();
+    let report = desk.rotations.report().await.unwrap();
     assert_eq!(report["report"]["holders"].as_array().unwrap().len(), 2);
     assert_eq!(report["report"]["totals"]["holding_the_bundle"], 0);
     let own = desk.rotations.own.subscribe().borrow().clone().unwrap();

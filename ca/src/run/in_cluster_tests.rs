@@ -12,6 +12,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::*;
@@ -22,6 +23,7 @@ use crate::testing::{csr, p256, private_dir};
 mod hanging;
 mod leader;
 mod race;
+mod together;
 
 const SYSTEM: &str = "countersign-system";
 
@@ -33,20 +35,20 @@ struct Replica {
 
 async fn api_server() -> (ApiServer, SocketAddr) {
     let server = ApiServer::new();
-    server.reviews(|token, audiences| match token {
-        "good" => json!({
+    server.reviews(|token, audiences| match token.strip_prefix("good") {
+        Some(pod) => json!({
             "authenticated": true,
             "audiences": audiences,
             "user": {
                 "username": "system:serviceaccount:shop:frontend",
                 "groups": ["system:serviceaccounts", "system:serviceaccounts:shop", "system:authenticated"],
                 "extra": {
-                    "authentication.kubernetes.io/pod-name": ["frontend-1"],
-                    "authentication.kubernetes.io/pod-uid": ["uid-of-frontend-1"],
+                    "authentication.kubernetes.io/pod-name": [format!("frontend-1{pod}")],
+                    "authentication.kubernetes.io/pod-uid": [format!("uid-of-frontend-1{pod}")],
                 },
             },
         }),
-        _ => json!({ "authenticated": false, "error": "[invalid bearer token, Pod frontend-1 not found]" }),
+        None => json!({ "authenticated": false, "error": "[invalid bearer token, Pod frontend-1 not found]" }),
     });
     let address = server.listen().await;
     (server, address)
@@ -90,28 +92,41 @@ impl Replica {
     }
 
     async fn ask(&self, token: &str) -> Result<IssueSvidResponse, Status> {
+        Ok(self.leaf(token, 0).await?.0)
+    }
+
+    fn trusted(&self) -> BundleSet {
         let roots = CertificateDer::pem_slice_iter(self.bundle().as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
         let domain = countersign_identity::TrustDomain::parse("mesh.test").unwrap();
         let bundle = TrustBundle::new(domain, 0, roots, self.clock.now()).unwrap();
-        let mut client = CertificateAuthorityClient::new(channel(ChannelSettings {
-            address: self.ca.listen.to_string(),
-            expected: SpiffeId::parse("spiffe://mesh.test/ns/countersign-system/sa/countersign-ca").unwrap(),
-            tls: TlsAs::Nobody(BundleSet::new(vec![bundle]).unwrap(), self.clock.clone()),
-            mark: None,
-        }));
+        BundleSet::new(vec![bundle]).unwrap()
+    }
+
+    fn channel(&self, tls: TlsAs) -> Channel {
+        let expected = SpiffeId::parse("spiffe://mesh.test/ns/countersign-system/sa/countersign-ca").unwrap();
+        channel(ChannelSettings { address: self.ca.listen.to_string(), expected, tls, mark: None })
+    }
+
+    fn anonymous(&self) -> Channel {
+        self.channel(TlsAs::Nobody(self.trusted(), self.clock.clone()))
+    }
+
+    /// For who says to hold that bundle.
+    async fn leaf(&self, token: &str, bundle_generation: u64) -> Result<(IssueSvidResponse, Svid), Status> {
+        let mut client = CertificateAuthorityClient::new(self.anonymous());
         let key = p256();
         let request = IssueSvidRequest {
             csr: csr(&key),
             token: token.to_owned(),
             client_time_ms: self.clock.now_ms(),
             ttl_seconds: 0,
-            bundle_generation: 0,
+            bundle_generation,
         };
         let answer = client.issue_svid(request).await?.into_inner();
         let chain = answer.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
         let svid = Svid::new(chain, PrivateKeyDer::from(key)).unwrap();
         assert_eq!(svid.id().as_str(), "spiffe://mesh.test/ns/shop/sa/frontend");
-        Ok(answer)
+        Ok((answer, svid))
     }
 }
 

@@ -6,20 +6,23 @@
 //! What the lock is for the directory, the resource version is for the Secret: a draft is written over the very version that
 //! it was made from, or not at all.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use countersign_identity::TrustDomain;
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 
-use crate::kubernetes::{CallError, KeySecret, KeySecretError, StateSecret, Version};
+use place::{Store, Stored};
+
+use crate::kubernetes::{CallError, KeySecret, KeySecretError, Version};
 
 mod authority;
 mod directory;
 mod follow;
 mod key;
+mod place;
 mod record;
+mod replicas;
 mod rotation;
 mod seal;
 #[cfg(test)]
@@ -30,6 +33,8 @@ pub(crate) use authority::{date, hex, random_serial, sha256};
 pub use directory::{Directory, DirectoryError, write_whole};
 pub use follow::follow;
 pub use key::{KeyError, StateKey};
+pub use place::Place;
+pub use replicas::{MAX_REPLICAS, Replica, Replicas};
 pub use rotation::{Passed, RootName, Rotation, Stage, StepError};
 pub use seal::SealError;
 
@@ -107,20 +112,12 @@ impl StateError {
     }
 }
 
-const STATE: &str = "ca.state";
 /// Name of the public bundle (PEM) in the state directory.
 pub const BUNDLE: &str = "bundle.pem";
 /// Name of the audit log in the state directory.
 pub const AUDIT: &str = "audit.jsonl";
-const MAX_STATE: u64 = 1024 * 1024;
-
-/// Where the sealed state lies.
-pub enum Place {
-    /// In a directory of this machine, which one process holds.
-    Directory(Directory),
-    /// In a Secret of the cluster, which replicas share.
-    Secret(StateSecret),
-}
+/// So often the record of replicas is written anew when others have written.
+const TRIES: usize = 5;
 
 /// Where the state key comes from.
 #[derive(Clone)]
@@ -149,11 +146,28 @@ pub struct Vacant {
 pub struct State {
     store: Store,
     current: watch::Sender<Arc<Authority>>,
-    /// What is stored is this version; changed together with `current`, and never held over a call.
-    version: Mutex<Version>,
+    /// What is stored; changed together with `current`, and never held over a call.
+    held: Mutex<Held>,
     /// One reads or writes the place at a time, so that an older answer never comes after a newer one. Nobody who signs waits.
     turn: tokio::sync::Mutex<()>,
     problem: Mutex<Option<String>>,
+}
+
+/// What is in force, as it was stored.
+#[derive(Default)]
+struct Held {
+    version: Version,
+    replicas: Arc<Replicas>,
+}
+
+/// All that was in force at one moment, of one version.
+#[derive(Clone)]
+pub struct Seen {
+    /// What signs.
+    pub authority: Arc<Authority>,
+    /// Who signs.
+    pub replicas: Arc<Replicas>,
+    version: Version,
 }
 
 /// A state that is not in force yet, and the version that it may be written over.
@@ -173,13 +187,6 @@ pub enum Race {
     Lost,
 }
 
-struct Store {
-    place: Place,
-    key: StateKey,
-    trust_domain: TrustDomain,
-    lifetimes: Lifetimes,
-}
-
 /// Reads what is there; writes nothing, but for a state key that is to be made where no state is.
 pub async fn open(
     place: Place,
@@ -188,7 +195,7 @@ pub async fn open(
     lifetimes: Lifetimes,
     now: UnixTime,
 ) -> Result<Opened, StateError> {
-    let (sealed, version) = place.read().await?;
+    let Stored { sealed, replicas, version } = place.read().await?;
     if sealed.is_none() {
         place.check_not_lost().await?;
     }
@@ -200,7 +207,8 @@ pub async fn open(
     match sealed {
         Some(sealed) => {
             let authority = store.unseal(&sealed, now)?;
-            Ok(Opened::Found(State::new(store, Arc::new(authority), version)))
+            let replicas = store.unseal_replicas(replicas.as_deref());
+            Ok(Opened::Found(State::new(store, Arc::new(authority), Held { version, replicas })))
         }
         None => Ok(Opened::Vacant(Vacant { store, over: version })),
     }
@@ -215,15 +223,17 @@ impl Vacant {
 
     /// Writes the draft and puts it in force; or what somebody else has put there meanwhile.
     pub async fn commit(self, draft: Draft, now: UnixTime) -> Result<(State, Race), StateError> {
-        match self.store.save(&draft.authority, &draft.over).await {
-            Ok(version) => Ok((State::new(self.store, draft.authority, version), Race::Won)),
+        let replicas = Arc::new(Replicas::first());
+        match self.store.save(&draft.authority, Some(&replicas), &draft.over).await {
+            Ok(version) => Ok((State::new(self.store, draft.authority, Held { version, replicas }), Race::Won)),
             Err(StateError::Secret { source: CallError::Conflict, place }) => {
-                let (sealed, version) = self.store.place.read().await?;
+                let Stored { sealed, replicas, version } = self.store.place.read().await?;
                 let Some(sealed) = sealed else {
                     return Err(StateError::Secret { place, source: CallError::Conflict });
                 };
                 let authority = Arc::new(self.store.unseal(&sealed, now)?);
-                Ok((State::new(self.store, authority, version), Race::Lost))
+                let replicas = self.store.unseal_replicas(replicas.as_deref());
+                Ok((State::new(self.store, authority, Held { version, replicas }), Race::Lost))
             }
             Err(error) => Err(error),
         }
@@ -231,11 +241,11 @@ impl Vacant {
 }
 
 impl State {
-    fn new(store: Store, authority: Arc<Authority>, version: Version) -> Self {
+    fn new(store: Store, authority: Arc<Authority>, held: Held) -> Self {
         Self {
             store,
             current: watch::Sender::new(authority),
-            version: Mutex::new(version),
+            held: Mutex::new(held),
             turn: tokio::sync::Mutex::new(()),
             problem: Mutex::new(None),
         }
@@ -295,9 +305,10 @@ impl State {
         if draft.over != over || draft.of.as_ref().is_some_and(|of| !Arc::ptr_eq(of, &current)) {
             return Ok(Race::Lost);
         }
-        match self.store.save(&draft.authority, &draft.over).await {
+        match self.store.save(&draft.authority, None, &draft.over).await {
             Ok(version) => {
-                self.put_in_force(draft.authority, version);
+                let replicas = self.seen().replicas;
+                self.put_in_force(draft.authority, Held { version, replicas });
                 Ok(Race::Won)
             }
             Err(StateError::Secret { source: CallError::Conflict, .. }) => {
@@ -317,17 +328,18 @@ impl State {
     /// Stores what is in force once more, where nothing is stored any longer.
     async fn put_back(&self) -> Result<(), StateError> {
         let _turn = self.turn.lock().await;
-        let (sealed, over) = self.store.place.read().await?;
+        let Stored { sealed, version: over, .. } = self.store.place.read().await?;
         if sealed.is_some() {
             return Ok(());
         }
-        let version = self.store.save(&self.authority(), &over).await?;
-        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = version;
+        let Seen { authority, replicas, .. } = self.seen();
+        let version = self.store.save(&authority, Some(&replicas), &over).await?;
+        self.held().version = version;
         Ok(())
     }
 
     async fn adopt(&self, now: UnixTime) -> Result<bool, StateError> {
-        let (sealed, version) = self.store.place.read().await?;
+        let Stored { sealed, replicas, version } = self.store.place.read().await?;
         let (current, held) = self.snapshot();
         if version == held {
             return Ok(false);
@@ -337,24 +349,63 @@ impl State {
         if let Some(problem) = current.why_not_next(&stored) {
             return Err(StateError::NotNext { place: self.place(), problem });
         }
+        let replicas = self.store.unseal_replicas(replicas.as_deref());
         if current.is_same(&stored) {
-            // Somebody wrote a label.
-            *self.version.lock().unwrap_or_else(PoisonError::into_inner) = version;
+            // Somebody wrote a label, or another replica came.
+            let mut held = self.held();
+            (held.version, held.replicas) = (version, replicas);
             return Ok(false);
         }
-        self.put_in_force(Arc::new(stored), version);
+        self.put_in_force(Arc::new(stored), Held { version, replicas });
         Ok(true)
     }
 
-    fn put_in_force(&self, authority: Arc<Authority>, version: Version) {
-        let mut held = self.version.lock().unwrap_or_else(PoisonError::into_inner);
-        *held = version;
+    /// All that is in force, of one version.
+    pub fn seen(&self) -> Seen {
+        let held = self.held();
+        let (version, replicas) = (held.version.clone(), Arc::clone(&held.replicas));
+        Seen { authority: self.authority(), replicas, version }
+    }
+
+    /// Writes what `change` makes of the record of replicas over the very version that it was made from, and reads anew where somebody else has
+    /// written meanwhile. `None`: there is nothing to write. A state of our own has no such record.
+    pub async fn change_replicas(
+        &self,
+        now: UnixTime,
+        change: impl Fn(&Replicas) -> Option<Replicas>,
+    ) -> Result<(), StateError> {
+        let Place::Secret(secret) = &self.store.place else { return Ok(()) };
+        let _turn = self.turn.lock().await;
+        for _ in 0..TRIES {
+            let seen = self.seen();
+            let Some(next) = change(&seen.replicas) else { return Ok(()) };
+            let sealed = self.store.seal_replicas(&next)?;
+            match secret.write_replicas(&sealed, &seen.version).await {
+                Ok(version) => {
+                    let mut held = self.held();
+                    (held.version, held.replicas) = (version, Arc::new(next));
+                    return Ok(());
+                }
+                Err(CallError::Conflict) => drop(self.adopt(now).await?),
+                Err(source) => return Err(self.store.place.failed(source)),
+            }
+        }
+        Err(self.store.place.failed(CallError::Conflict))
+    }
+
+    fn put_in_force(&self, authority: Arc<Authority>, now: Held) {
+        let mut held = self.held();
+        *held = now;
         self.current.send_replace(authority);
     }
 
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn snapshot(&self) -> (Arc<Authority>, Version) {
-        let held = self.version.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.authority(), held.clone())
+        let Seen { authority, version, .. } = self.seen();
+        (authority, version)
     }
 }
 
@@ -371,6 +422,11 @@ impl Draft {
     pub fn authority(&self) -> Arc<Authority> {
         Arc::clone(&self.authority)
     }
+
+    /// True if it was made of exactly that.
+    pub fn is_of(&self, seen: &Seen) -> bool {
+        self.over == seen.version && self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, &seen.authority))
+    }
 }
 
 impl std::ops::Deref for Draft {
@@ -378,65 +434,5 @@ impl std::ops::Deref for Draft {
 
     fn deref(&self) -> &Authority {
         &self.authority
-    }
-}
-
-impl Store {
-    async fn save(&self, authority: &Authority, over: &Version) -> Result<Version, StateError> {
-        let plain = record::encode(authority)?;
-        let sealed = seal::seal(&self.key, &plain)
-            .map_err(|source| StateError::Sealed { place: self.place.to_string(), source })?;
-        match &self.place {
-            Place::Directory(directory) => {
-                directory.write(STATE, &sealed, 0o600)?;
-                Ok(Version::default())
-            }
-            Place::Secret(secret) => secret.write(&sealed, over).await.map_err(|source| self.place.failed(source)),
-        }
-    }
-
-    fn unseal(&self, sealed: &[u8], now: UnixTime) -> Result<Authority, StateError> {
-        let plain = seal::open(&self.key, sealed)
-            .map_err(|source| StateError::Sealed { place: self.place.to_string(), source })?;
-        record::decode(&plain, &self.trust_domain, now)
-    }
-}
-
-impl Place {
-    /// A directory, locked; made if it is missing.
-    pub fn directory(path: &Path) -> Result<Self, StateError> {
-        Ok(Self::Directory(Directory::open(path)?))
-    }
-
-    async fn read(&self) -> Result<(Option<Vec<u8>>, Version), StateError> {
-        match self {
-            Self::Directory(directory) => Ok((directory.read(STATE, MAX_STATE)?, Version::default())),
-            Self::Secret(secret) => secret.read().await.map_err(|source| self.failed(source)),
-        }
-    }
-
-    /// The bundle is only ever written after the state: where it is, a state was.
-    async fn check_not_lost(&self) -> Result<(), StateError> {
-        let sign = match self {
-            Self::Directory(directory) => directory.holds(BUNDLE).then(|| directory.path(BUNDLE).display().to_string()),
-            Self::Secret(secret) => secret.sign_of_loss().await.map_err(|source| self.failed(source))?,
-        };
-        match sign {
-            Some(sign) => Err(StateError::Lost { state: self.to_string(), sign }),
-            None => Ok(()),
-        }
-    }
-
-    fn failed(&self, source: CallError) -> StateError {
-        StateError::Secret { place: self.to_string(), source }
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Directory(directory) => write!(f, "{}", directory.path(STATE).display()),
-            Self::Secret(secret) => write!(f, "{secret}"),
-        }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::place::STATE;
 use super::*;
 use crate::clock::seconds;
 use crate::testing::{DAY, LIVES, START, at_once, domain, first_state, now, open_state, private_dir};

@@ -22,8 +22,7 @@ fn desk(max: usize) -> Desk {
     let state = Arc::new(first_state(vacant, seconds(START)));
     let hand = Hand::at(START);
     let shutdown = CancellationToken::new();
-    let bundles =
-        Bundles::new(Arc::clone(&state), Arc::new(Holders::new(Some(0))), hand.clock(), max, shutdown.clone());
+    let bundles = Bundles::new(Arc::clone(&state), Arc::new(Holders::new(0)), hand.clock(), max, shutdown.clone());
     Desk { _dir: dir, hand, state, shutdown, bundles }
 }
 

@@ -23,6 +23,10 @@ pub fn status(status: &Value, style: Style) -> String {
     let root = &status["signing_root"];
     line("signing root", format!("{}, until {}", word(&root["serial"]), word(&root["not_after"])));
     line("holders", format!("{} with a living leaf are known to this CA", word(&status["holders"])));
+    for silent in status["replicas"].as_array().into_iter().flatten().filter(|replica| replica["told"] == false) {
+        let (id, address, why) = (word(&silent["id"]), word(&silent["address"]), word(&silent["why"]));
+        line("replica", style.unsure(&format!("{id} at {address} does not tell whom it knows: {why}")));
+    }
     let rotation = &status["rotation"];
     if rotation.is_null() {
         line("rotation", "none yet".to_owned());
@@ -153,6 +157,10 @@ pub fn report(report: &Value, file: &Path) -> String {
         word(&totals["connections_good"]),
         word(&totals["connections_failed"])
     );
+    for silent in report["replicas"].as_array().into_iter().flatten().filter(|replica| replica["told"] == false) {
+        let _ =
+            writeln!(text, "  not told: whom replica {} at {} knows", word(&silent["id"]), word(&silent["address"]));
+    }
     let _ = writeln!(text, "  report: {}", file.display());
     text
 }

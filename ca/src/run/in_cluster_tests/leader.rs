@@ -3,7 +3,7 @@
 
 use super::*;
 
-const HOUR: u64 = 3600;
+pub(super) const HOUR: u64 = 3600;
 /// A refresh of the state, a renewal of the own SVID: a second or so each.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -19,24 +19,24 @@ pub(super) async fn exchange(replica: &Replica, method: &str, path: &str) -> (u1
 }
 
 impl Replica {
-    async fn rotation(&self) -> Value {
+    pub(super) async fn rotation(&self) -> Value {
         exchange(self, "GET", "/rotation").await.1
     }
 
-    async fn step(&self, step: &str) -> Value {
+    pub(super) async fn step(&self, step: &str) -> Value {
         let (code, answer) = exchange(self, "POST", &format!("/rotation/{step}")).await;
         assert_eq!(code, 200, "{step}: {answer}");
         answer
     }
 
-    async fn too_early(&self, step: &str) -> String {
+    pub(super) async fn too_early(&self, step: &str) -> String {
         let (code, answer) = exchange(self, "POST", &format!("/rotation/{step}")).await;
         assert_eq!(code, 409, "{step}: {answer}");
         answer["refused"].as_str().unwrap().to_owned()
     }
 
     /// Until this replica has that in force, which another one has stored.
-    async fn until(&self, what: &str, good: impl Fn(&Value) -> bool) -> Value {
+    pub(super) async fn until(&self, what: &str, good: impl Fn(&Value) -> bool) -> Value {
         let began = tokio::time::Instant::now();
         loop {
             let seen = self.rotation().await;
@@ -48,7 +48,7 @@ impl Replica {
         }
     }
 
-    async fn at(&self, stage: &str) -> Value {
+    pub(super) async fn at(&self, stage: &str) -> Value {
         self.until(stage, |seen| seen["rotation"]["stage"] == stage).await
     }
 
@@ -56,10 +56,13 @@ impl Replica {
     async fn passable(&self, clock: &TestClock) {
         clock.advance(HOUR + 10);
         self.until("the gate is open", |seen| seen["gate"]["open"] == true).await;
-        self.until("its own SVID is of the root that signs", |seen| {
-            seen["own_svid_root_sha256"] == seen["signing_root"]["sha256"]
-        })
-        .await;
+        self.turned().await;
+    }
+
+    /// Until its own SVID is of the root that signs: it then trusts both.
+    pub(super) async fn turned(&self) {
+        let good = |seen: &Value| seen["own_svid_root_sha256"] == seen["signing_root"]["sha256"];
+        self.until("its own SVID is of the root that signs", good).await;
     }
 
     fn roots(&self) -> usize {
@@ -68,7 +71,7 @@ impl Replica {
 }
 
 /// Dies without a word: nothing is drained, nothing is stored any more.
-fn killed(replica: Replica) {
+pub(super) fn killed(replica: Replica) {
     drop(replica);
 }
 
@@ -80,11 +83,13 @@ async fn a_replica_lost_after_each_step_leaves_the_rotation_to_another_that_ends
     one.ask("good").await.unwrap();
     let old = one.rotation().await["signing_root"]["sha256"].clone();
     let id = one.step("prepare").await["rotation"]["id"].clone();
+    let lost = one.ca.listen.to_string();
     killed(one);
 
     assert_eq!(two.at("prepared").await["rotation"]["id"], id);
     let refused = two.too_early("activate").await;
     assert!(refused.contains("activate is too early"), "whom the lost one signed for nobody knows: {refused}");
+    assert!(refused.contains(&format!("({lost}) does not answer")), "{refused}");
     two.passable(&clock).await;
     two.at("distributed").await;
     let three = replica_by(api, &clock).await;
@@ -99,7 +104,8 @@ async fn a_replica_lost_after_each_step_leaves_the_rotation_to_another_that_ends
         active["signing_root"]["sha256"],
         "it signs with the new root"
     );
-    assert!(three.too_early("retire").await.contains("retire is too early"));
+    let refused = three.too_early("retire").await;
+    assert!(refused.contains("retire is too early") && refused.contains(" does not answer"), "{refused}");
     three.passable(&clock).await;
     let four = replica_by(api, &clock).await;
     three.step("retire").await;
