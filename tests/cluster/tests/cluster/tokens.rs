@@ -105,19 +105,19 @@ fn others_tokens(cluster: &Cluster) -> Result<()> {
         with_token(&namespace, name, token.trim())?;
         gets_nothing(&namespace, name, token)?;
         let address = namespace.address(name)?;
-        let record = until(Duration::from_secs(20), "the CA's audit log has it", || audited(cluster, &address))?;
-        ensure!(record["outcome"] == word && record["serial"].is_null(), "{name}: {record}");
+        let record = until(Duration::from_secs(20), "the CA's audit log has it", || audited(cluster, &address, word))?;
+        ensure!(record["serial"].is_null(), "{name}: {record}");
         ensure!(record["detail"].as_str().is_some_and(|said| said.contains(detail)), "{name}: {record}");
         ensure!(!record.to_string().contains(token.trim()), "the token is in the audit log");
     }
     namespace.kubectl(&["delete", "pod", "good", "elsewhere", "unbound", "--wait=false"]).map(drop)
 }
 
-/// The first record of what this address asked either replica for.
-fn audited(cluster: &Cluster, address: &str) -> Result<Value> {
+/// A record of either replica of what this address asked for, with that outcome. (Who had the address before may have records of another.)
+fn audited(cluster: &Cluster, address: &str, outcome: &str) -> Result<Value> {
     let ours = ["-n", SYSTEM, "logs", "--selector=app.kubernetes.io/name=countersign-ca", "--tail=-1"];
     let log = cluster.kubectl(&ours)?;
-    let records = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let found = records.into_iter().find(|record| record["event"] == "leaf" && record["source"] == address);
-    found.with_context(|| format!("no record of {address}"))
+    let mut records = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let is = |record: &Value| record["event"] == "leaf" && record["source"] == address && record["outcome"] == outcome;
+    records.find(is).with_context(|| format!("no record of {address} with {outcome}"))
 }
