@@ -33,12 +33,15 @@ fn leader_lost(cluster: &Cluster) -> Result<()> {
 }
 
 fn lost_in_mid_rotation(cluster: &Cluster) -> Result<()> {
-    let (before, first) = (replicas(cluster)?, status(cluster)?);
-    ensure!(before.len() == 2, "{before:?}");
+    let (before, first) = until(A_WHILE, "two replicas tell each other whom they know", || {
+        let (before, first) = (replicas(cluster)?, status(cluster)?);
+        ensure!(before.len() == 2, "{before:?}");
+        for (pod, address) in &before {
+            ensure!(told(&first, address) == Some(true), "{pod} at {address} was not asked, or did not tell: {first}");
+        }
+        Ok((before, first))
+    })?;
     ensure!(first["under_way"] == false, "{first}");
-    for (pod, address) in &before {
-        ensure!(told(&first, address) == Some(true), "{pod} at {address} was not asked, or did not tell: {first}");
-    }
     let (good, said) = countersign(cluster, &["ca", "prepare", "--kubectl", "-o", "json"])?;
     ensure!(good, "{said}");
     let id = said["rotation"]["id"].as_str().context("no rotation")?.to_owned();
@@ -60,7 +63,10 @@ fn lost_in_mid_rotation(cluster: &Cluster) -> Result<()> {
     // `distributed` where all had reported before it was lost: what was known of all stays so.
     if seen["rotation"]["stage"] == "prepared" {
         ensure!(seen["gate"]["open"] == false, "{seen}");
-        let (good, refusal) = countersign(cluster, &["ca", "activate", "--kubectl", "-o", "json"])?;
+        // Asked again where it was the pod that starts that was asked.
+        let (good, refusal) = until(A_WHILE, "a replica answers", || {
+            countersign(cluster, &["ca", "activate", "--kubectl", "-o", "json"])
+        })?;
         let why = refusal["refused"].as_str().unwrap_or_default();
         ensure!(!good && why.contains("activate is too early") && why.contains("does not answer"), "{refusal}");
     }
