@@ -250,7 +250,8 @@ pub enum Side {
 
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Parses rules as strictly as the controller does; exit code 1 with file, line, column and field
+    /// Parses rules as strictly as the controller does, and tells every mistake with file, line, column and field (exit code 1). What else is in
+    /// the files is named, and not judged
     Check {
         /// YAML files, or folders of them; - for standard input
         #[arg(required = true)]

@@ -1,12 +1,13 @@
 //! `countersign policy check`: the controller's own parser, at the command line.
 //!
-//! Called by `main`. It must never accept what the controller refuses: there is one parser.
+//! Called by `main`. It must never accept a rule that the controller refuses: there is one parser. What else stands in a file it does not judge, and
+//! says so.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use countersign_policy::{ParseError, Policy};
+use countersign_policy::{API_VERSION, Document, KIND, ParseError, Policy};
 use serde_json::{Value, json};
 
 use crate::args::PolicyCommand;
@@ -24,7 +25,7 @@ pub fn run(command: &PolicyCommand, format: Format) -> Result<Verdict> {
     };
     let results: Vec<Checked> = expand(files)?.iter().map(|file| check(file)).collect::<Result<_>>()?;
     let twice = named_twice(&results);
-    let holds = twice.is_empty() && results.iter().all(|checked| checked.result.is_ok());
+    let holds = twice.is_empty() && results.iter().all(|checked| checked.errors.is_empty());
     let value =
         json!({ "ok": holds, "files": results.iter().map(Checked::json).collect::<Vec<_>>(), "problems": twice });
     output::either(format, &value, || text(&results, &twice, Style::detect()))?;
@@ -33,20 +34,23 @@ pub fn run(command: &PolicyCommand, format: Format) -> Result<Verdict> {
 
 struct Checked {
     file: String,
-    result: Result<Vec<Policy>, ParseError>,
+    policies: Vec<Policy>,
+    /// Each of them, not only the first.
+    errors: Vec<ParseError>,
+    /// Documents that are no rules, as `line N: kind`.
+    others: Vec<String>,
 }
 
 impl Checked {
     fn json(&self) -> Value {
-        match &self.result {
-            Ok(policies) => {
-                json!({ "file": self.file, "policies": policies.iter().map(policy_json).collect::<Vec<_>>() })
-            }
-            Err(e) => json!({
-                "file": self.file,
-                "error": { "line": e.line, "column": e.column, "field": e.field, "message": e.message }
-            }),
-        }
+        let error =
+            |e: &ParseError| json!({ "line": e.line, "column": e.column, "field": e.field, "message": e.message });
+        json!({
+            "file": self.file,
+            "policies": self.policies.iter().map(policy_json).collect::<Vec<_>>(),
+            "errors": self.errors.iter().map(error).collect::<Vec<_>>(),
+            "not_judged": self.others,
+        })
     }
 }
 
@@ -63,8 +67,44 @@ fn policy_json(policy: &Policy) -> Value {
 fn check(file: &Path) -> Result<Checked> {
     let name = file.display().to_string();
     let text = input::text(file, MAX_BYTES).with_context(|| name.clone())?;
-    let result = countersign_policy::parse(&name, &text);
-    Ok(Checked { file: name, result })
+    Ok(judge(name, &text))
+}
+
+fn judge(file: String, text: &str) -> Checked {
+    let mut checked = Checked { file, policies: Vec::new(), errors: Vec::new(), others: Vec::new() };
+    match countersign_policy::documents(&checked.file, text) {
+        Err(error) => checked.errors.push(error),
+        Ok(documents) => {
+            for document in &documents {
+                if !is_meant_as_a_rule(document) {
+                    let kind = if document.kind.is_empty() { "no kind" } else { &document.kind };
+                    checked.others.push(format!("line {}: {kind}", document.first_line));
+                    continue;
+                }
+                match countersign_policy::parse_document(&checked.file, document) {
+                    Ok(policy) => checked.policies.push(policy),
+                    Err(error) => checked.errors.push(error),
+                }
+            }
+        }
+    }
+    if checked.policies.is_empty() && checked.errors.is_empty() {
+        let message = format!("holds no {KIND} of {API_VERSION}");
+        checked.errors.push(ParseError {
+            file: checked.file.clone(),
+            line: 0,
+            column: 0,
+            field: String::new(),
+            message,
+        });
+    }
+    checked
+}
+
+/// By its kind or by its API group: whoever mistypes one of them hears of it.
+fn is_meant_as_a_rule(document: &Document<'_>) -> bool {
+    let group = |version: &str| version.split('/').next().unwrap_or_default().to_owned();
+    document.kind.eq_ignore_ascii_case(KIND) || group(&document.api_version) == group(API_VERSION)
 }
 
 /// Folders become the YAML files in them, sorted; a folder without any is an error, not an empty success.
@@ -97,12 +137,12 @@ fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Two policies of one name: the second would silently replace the first.
+/// Two policies of one name, in one file or in two: the second would silently replace the first.
 fn named_twice(results: &[Checked]) -> Vec<String> {
     let mut seen: BTreeMap<(String, String), &str> = BTreeMap::new();
     let mut twice = Vec::new();
     for checked in results {
-        for policy in checked.result.iter().flatten() {
+        for policy in &checked.policies {
             let key = (policy.namespace().to_owned(), policy.name().to_owned());
             if let Some(first) = seen.get(&key) {
                 twice.push(format!("{}: {}/{} is already in {first}", checked.file, key.0, key.1));
@@ -117,13 +157,16 @@ fn named_twice(results: &[Checked]) -> Vec<String> {
 fn text(results: &[Checked], twice: &[String], style: Style) -> String {
     let mut text = String::new();
     for checked in results {
-        match &checked.result {
-            Ok(policies) => {
-                let names: Vec<_> =
-                    policies.iter().map(|p| format!("{}/{} ({:?})", p.namespace(), p.name(), p.action())).collect();
-                text += &format!("{} {}: {}\n", style.good("ok"), checked.file, names.join(", "));
-            }
-            Err(error) => text += &format!("{} {error}\n", style.bad("error")),
+        for error in &checked.errors {
+            text += &format!("{} {error}\n", style.bad("error"));
+        }
+        if !checked.policies.is_empty() {
+            let names: Vec<_> =
+                checked.policies.iter().map(|p| format!("{}/{} ({:?})", p.namespace(), p.name(), p.action())).collect();
+            text += &format!("{} {}: {}\n", style.good("ok"), checked.file, names.join(", "));
+        }
+        if !checked.others.is_empty() {
+            text += &format!("   {}: not judged, as they are no rules: {}\n", checked.file, checked.others.join(", "));
         }
     }
     for problem in twice {

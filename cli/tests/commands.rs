@@ -171,7 +171,7 @@ fn a_bad_rule_is_told_with_file_line_column_and_field() {
     let checked = countersign(&["policy", "check", &file], "");
     assert_eq!(code(&checked), 1);
     assert!(text(&checked).contains(&format!("{file}:9:")), "{}", text(&checked));
-    let error = &json(&countersign(&["policy", "check", "-o", "json", &file], ""))["files"][0]["error"];
+    let error = &json(&countersign(&["policy", "check", "-o", "json", &file], ""))["files"][0]["errors"][0];
     assert_eq!((&error["line"], &error["field"]), (&9.into(), &"spec.rules[0].to[0].ports[0]".into()));
 }
 
@@ -185,8 +185,44 @@ fn one_name_in_two_files_is_a_problem() {
 }
 
 #[test]
+fn each_bad_rule_of_a_file_is_told_and_what_is_no_rule_is_named_as_not_judged() {
+    let folder = Folder::new();
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+    let mixed = folder.file("mixed.yaml", &format!("{namespace}---\n{GOOD}"));
+    let checked = countersign(&["policy", "check", &mixed], "");
+    assert_eq!(code(&checked), 0, "{}{}", text(&checked), said(&checked));
+    assert!(text(&checked).contains("not judged, as they are no rules: line 1: Namespace"), "{}", text(&checked));
+
+    let (port, action) = (GOOD.replace("8080", "70000"), GOOD.replace("Allow", "Maybe").replace("-backend", "-b"));
+    let two = folder.file("two.yaml", &format!("{port}---\n{namespace}---\n{action}"));
+    let checked = countersign(&["policy", "check", &two], "");
+    assert_eq!(code(&checked), 1);
+    for told in ["spec.rules[0].to[0].ports[0]", "spec.action"] {
+        assert!(text(&checked).contains(told), "{told}: {}", text(&checked));
+    }
+}
+
+#[test]
+fn a_rule_whose_kind_or_version_is_mistyped_is_not_passed_over() {
+    let folder = Folder::new();
+    for (from, to) in
+        [("v1alpha1", "v1beta1"), ("policy.countersign.dev", "policies.countersign.dev"), ("kind: A", "kind: B")]
+    {
+        let file = folder.file("typo.yaml", &GOOD.replace(from, to));
+        let checked = countersign(&["policy", "check", &file], "");
+        assert_eq!(code(&checked), 1, "{to}: {}", text(&checked));
+    }
+}
+
+#[test]
 fn no_rules_to_check_is_not_success() {
     let folder = Folder::new();
+    for nothing in ["", "# nothing\n", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"] {
+        let file = folder.file("nothing.txt", nothing);
+        let checked = countersign(&["policy", "check", &file], "");
+        assert_eq!(code(&checked), 1, "{nothing}");
+        assert!(text(&checked).contains("holds no AuthorizationPolicy"), "{}", text(&checked));
+    }
     assert_eq!(code(&countersign(&["policy", "check", folder.0.to_str().unwrap()], "")), 2);
     assert_eq!(code(&countersign(&["policy", "check"], "")), 2);
 }
