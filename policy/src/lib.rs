@@ -64,58 +64,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! ## What decides
+//! The rules that a person writes:
 //!
-//! 1. A matching Deny refuses. 2. Else a matching Allow admits. 3. Else it is refused; also where there is no policy at all.
-//!
-//! Order, of policies or of rules, never matters. A policy in mode `Audit` is only reported: its Deny refuses nobody, its
-//! Allow admits nobody.
-//!
-//! ## Fields
-//!
-//! Every field not named here is an error, and so is a field without a value, a key given twice, an anchor, an alias and
-//! a merge key. `metadata` may hold `labels` and `annotations` besides; they are not read.
-//!
-//! | field | may be | means |
-//! | --- | --- | --- |
-//! | `spec.selector.matchLabels` | label keys and values, not empty | the workload has all of them |
-//! | `spec.action` | `Allow`, `Deny` | required |
-//! | `spec.mode` | `Enforce`, `Audit` | left out: `Enforce` |
-//! | `spec.rules` | 1 to 1024 rules | a rule matches if its `from` and its `to` do |
-//! | `from` | entries; `[]` | left out: see below; `[]`: nobody |
-//! | `from[].spiffeIds` | whole ids with a path | it is one of these |
-//! | `from[].serviceAccounts` | `{namespace, name}`, both required | the id's path is `/ns/<namespace>/sa/<name>` |
-//! | `from[].namespaces` | names | the id's path is `/ns/<one of these>/sa/...` |
-//! | `from[].trustDomains` | names | the id's trust domain is one of these |
-//! | `from[].ipBlocks` | CIDRs without host bits | the connection comes from one of these |
-//! | `from[].unauthenticated` | `true`, beside `ipBlocks` alone | the source has no identity |
-//! | `to` | entries, not empty | left out: any port |
-//! | `to[].ports` | 1 to 65535, not empty | it was sent to one of these |
-//!
-//! Lists hold at most 4096 entries, and an empty list is an error but for `from: []`.
-//!
-//! **The mesh's own trust domain** is meant by `serviceAccounts` and `namespaces`, unless the entry names `trustDomains`.
-//!
-//! **An entry that does not ask who** (`from` left out, or `ipBlocks` alone) means any *authenticated* source in an Allow,
-//! of any trust domain; in a Deny it means *every* source, with an identity or without. Leaving something out never
-//! makes an Allow wider than authenticated sources, and never makes a Deny narrower.
-//!
-//! **`"*"` must be spelled**, and has a meaning in three places: `trustDomains: ["*"]` any authenticated source of any
-//! trust domain; `namespaces: ["*"]` any service account (of the mesh's own trust domain, if none is named);
-//! `serviceAccounts: [{namespace: shop, name: "*"}]` any account of that namespace. It stands alone in its list. Anywhere
-//! else it is an error: a namespace beside an account's name cannot be `"*"`, because whoever may create a namespace
-//! could then take the name; any port is `to` left out; any address is `0.0.0.0/0` and `::/0`.
-//!
-//! **IPv4 and IPv6** do not mix: an IPv4 source is only ever in IPv4 blocks, also where a dual-stack socket shows it as
-//! `::ffff:a.b.c.d`.
-//!
-//! ## Namespace labels
-//!
-//! `countersign.dev/posture`: under `Audit` what rules deny is admitted and reported ([`Decision::would_deny`]); under
-//! `Off` rules are not asked. Neither opens a port to plaintext under `countersign.dev/mtls: Strict`: there a source without
-//! an identity needs an enforced Allow with `unauthenticated` that matches it, whatever the posture. Under `Permissive` it is
-//! decided like any other source: no identity, so only `unauthenticated` matches it in an Allow, or the posture
-//! lets it pass. A namespace that moves into the mesh therefore starts with `Permissive` and `Audit`.
+#![doc = include_str!("../../docs/rules.md")]
 //!
 //! # Between versions
 //!

@@ -51,6 +51,23 @@ fn refused_rule(rule: &str) -> (String, String) {
     (error.field, error.message)
 }
 
+/// The page that people read is right: its example holds, and its tables name what there is.
+#[test]
+fn the_example_of_docs_rules_md_is_read_and_its_tables_name_every_label_and_word() {
+    let page = include_str!("../../../docs/rules.md");
+    let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let policies = parse("docs/rules.md", example).unwrap();
+    assert_eq!(policies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["shop/frontend-to-backend"]);
+    let row = |label: &str| page.lines().find(|line| line.starts_with(&format!("| `{label}` |"))).unwrap();
+    for (label, words) in [
+        (crate::LABEL_MTLS, crate::Mtls::ALL.iter().map(|word| word.as_str()).collect::<Vec<_>>()),
+        (crate::LABEL_POSTURE, crate::Posture::ALL.iter().map(|word| word.as_str()).collect()),
+        (crate::LABEL_EGRESS, crate::Egress::ALL.iter().map(|word| word.as_str()).collect()),
+    ] {
+        words.iter().for_each(|word| assert!(row(label).contains(&format!("`{word}`")), "{label}: {word}"));
+    }
+}
+
 #[test]
 fn everything_a_policy_may_say_is_read() {
     let policies = parse("rules.yaml", FULL).unwrap();
