@@ -9,8 +9,10 @@ use crate::leaf::LeafError;
 use crate::signer::SignerError;
 use crate::spiffe_id::TrustDomain;
 use rustls_pki_types::UnixTime;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-/// Why a chain is no SVID that we accept now. Times are in Unix seconds.
+/// Why a chain is no SVID that we accept now. Texts tell times in UTC (RFC 3339).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyError {
@@ -29,7 +31,7 @@ pub enum VerifyError {
     #[error(transparent)]
     Leaf(#[from] LeafError),
     /// A certificate begins later than now. The clocks of both sides and of the CA are worth a look.
-    #[error("not valid before {} (now {})", not_before.as_secs(), now.as_secs())]
+    #[error("not valid before {} (now {})", utc(*not_before), utc(*now))]
     NotYetValid {
         /// When it begins.
         not_before: UnixTime,
@@ -37,7 +39,7 @@ pub enum VerifyError {
         now: UnixTime,
     },
     /// A certificate of the chain ended.
-    #[error("expired at {} (now {})", not_after.as_secs(), now.as_secs())]
+    #[error("expired at {} (now {})", utc(*not_after), utc(*now))]
     Expired {
         /// When it ended.
         not_after: UnixTime,
@@ -45,7 +47,7 @@ pub enum VerifyError {
         now: UnixTime,
     },
     /// The only root that would vouch for it ended.
-    #[error("the root expired at {} (now {})", not_after.as_secs(), now.as_secs())]
+    #[error("the root expired at {} (now {})", utc(*not_after), utc(*now))]
     RootExpired {
         /// When it ended.
         not_after: UnixTime,
@@ -173,4 +175,11 @@ pub(crate) fn from_webpki(error: webpki::Error, now: UnixTime) -> VerifyError {
         | Error::MaximumNameConstraintComparisonsExceeded => VerifyError::TooMuchWork,
         _ => VerifyError::Path,
     }
+}
+
+/// A time for people, RFC 3339 in UTC; its seconds since 1970 where that cannot say it (beyond the year 9999).
+pub(crate) fn utc(time: UnixTime) -> String {
+    let known =
+        i64::try_from(time.as_secs()).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    known.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{} s since 1970", time.as_secs()))
 }
