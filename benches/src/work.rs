@@ -11,7 +11,7 @@ use countersign_kit::load::{Bulk, Direction, Measured, Pace, Plan};
 use crate::peers::Up;
 use crate::proc::{Noise, Usage, tree, usage};
 
-/// Sizes of one run. The full ones are those of PEERS.md.
+/// Sizes of one run. The full ones take seconds each; the short ones show that all of it works.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Sizes {
     /// Requests a second at the fixed rate.

@@ -77,7 +77,7 @@ pub fn leaf(
     Ok(Signed { chain, serial, verified })
 }
 
-/// SPIFFE.md 4.1. The empty subject makes the SAN critical; rcgen writes the CA flag as false only when told to.
+/// A leaf as X509-SVID, sections 2 to 4, asks for it. The empty subject makes the SAN critical; rcgen writes the CA flag as false only when told to.
 fn template(grant: &Grant) -> Result<(CertificateParams, String), SignError> {
     let serial = random_serial().map_err(make)?;
     let hex = hex(&serial.to_bytes());

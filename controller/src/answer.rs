@@ -1,4 +1,4 @@
-//! Who is there? One address in, one answer out (DESIGN section 4). Pure.
+//! Who is there? One address in, one answer out (ARCHITECTURE.md, controller). Pure.
 //!
 //! Called by `server` for each lookup and again when the picture changes. It must never answer "not meshed" for an address
 //! inside the ranges that it does not know: that would turn encryption off.
@@ -11,7 +11,7 @@ use countersign_api::controller::endpoint::Identity;
 
 use crate::index::{Backend, Holder, Index, Virtual};
 
-/// How long "has no sidecar" may be believed, in seconds (DESIGN section 4).
+/// How long "has no sidecar" may be believed, in seconds.
 pub const NOT_MESHED_TTL_SECONDS: u32 = 30;
 
 /// What a proxy asked for.

@@ -1,5 +1,5 @@
 //! A connection that ends with its credentials: at the earlier end of the two leaves, and at once when a new bundle no longer
-//! vouches for the peer's chain (DESIGN, promise 6).
+//! vouches for the peer's chain (ARCHITECTURE.md, credentials).
 //!
 //! Made by `channel` and `incoming` for gRPC in both directions; the proxy's own connections have their own deadline. One
 //! task must do all reading and writing (as hyper's connection task does): the end wakes whoever polled last.

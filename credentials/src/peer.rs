@@ -10,7 +10,7 @@ pub enum PeerError {
     /// The chain is not an X.509-SVID that our bundle vouches for at this moment.
     #[error("{0}")]
     Refused(#[source] VerifyError),
-    /// A good SVID of somebody else than the one who was dialled (SPIFFE.md 4.2, item 14).
+    /// A good SVID of somebody else than the one who was dialled.
     #[error("expected {expected}, but the peer is {seen}")]
     Unexpected {
         /// Whom we wanted to reach.

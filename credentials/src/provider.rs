@@ -7,7 +7,7 @@ use rustls::SignatureScheme;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 
-/// Signature schemes that a peer may prove possession with (SPIFFE.md 4.2, item 13). No PKCS#1 v1.5, no SHA-1, no P-521.
+/// Signature schemes that a peer may prove possession with (RFC 8446, 4.4.3). No PKCS#1 v1.5, no SHA-1, no P-521.
 pub(crate) const SCHEMES: [SignatureScheme; 6] = [
     SignatureScheme::ECDSA_NISTP256_SHA256,
     SignatureScheme::ECDSA_NISTP384_SHA384,

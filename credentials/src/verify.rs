@@ -105,7 +105,7 @@ impl Verifier {
         }
     }
 
-    /// Proof of possession (SPIFFE.md 4.2, item 13). Only now is the peer's identity told.
+    /// Proof of possession (RFC 8446, 4.4.3). Only now is the peer's identity told.
     fn check_possession(
         &self,
         message: &[u8],

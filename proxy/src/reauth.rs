@@ -1,5 +1,4 @@
-//! Long connections live through renewals: an open one is proven anew before its certificates end (DESIGN section 4,
-//! docs/decisions/0014).
+//! Long connections live through renewals: an open one is proven anew before its certificates end (docs/decisions/0014).
 //!
 //! Both journeys register what is open, by guards. The dialling side acts: [`keep`], started by `run`, opens a second connection to the
 //! same endpoint when half of an open connection's time is over, or while a root is being replaced. The accepting side answers in

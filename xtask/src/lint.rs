@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: what no compiler checks about the house (DESIGN section 3, STYLE).
+//! `cargo xtask lint`: what no compiler checks about the house (who imports whom, heads of files, crates, words).
 //!
 //! Called by people and as a step of `test`. It must never guess: each rule is a line in a table, and a problem names the
 //! file and the rule.

@@ -355,8 +355,8 @@ pub(super) fn make_issuer(
     Pair::restore(what, (&certificate, key.serialized_der()))
 }
 
-/// SPIFFE.md 4.1: cA, pathLen, keyCertSign alone, the trust domain as URI SAN without a path, no EKU. No URI name
-/// constraints: rustls-webpki fails closed on any (SPIFFE.md 4.4).
+/// A signing certificate as X509-SVID, sections 3 and 4, asks for it: cA, pathLen, keyCertSign alone, the trust domain as URI SAN without a path, no EKU. No URI name
+/// constraints: rustls-webpki fails closed on any (RFC 5280, 4.2.1.10).
 fn ca_params(
     what: &'static str,
     trust_domain: &TrustDomain,

@@ -1,5 +1,5 @@
 //! The life of our own SVID: obtain, wait half its life, obtain the next; back off when that fails and go on serving the old
-//! one until it ends (SPIFFE.md 4.6).
+//! one until it ends.
 //!
 //! Runs as half of the task of `ca::start`.
 

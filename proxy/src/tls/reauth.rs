@@ -1,4 +1,4 @@
-//! The second connection that proves an open one anew (DESIGN section 4, docs/decisions/0014): both ends show the leaves that they hold
+//! The second connection that proves an open one anew (docs/decisions/0014): both ends show the leaves that they hold
 //! now, and that they are the ends of the old connection.
 //!
 //! `reauth` calls both halves. What is said fits in one record each way: the old connection's name, and an HMAC of the *new*

@@ -1,4 +1,4 @@
-//! Who may import whom: the arrows of DESIGN section 3, checked against every Cargo.toml.
+//! Who may import whom: the arrows between rooms, checked against every Cargo.toml.
 //!
 //! Called by `lint`. A package that is not in the table is a problem: nobody joins the house without a row.
 

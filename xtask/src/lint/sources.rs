@@ -44,6 +44,9 @@ const NAMED: &[Named] = &[
 const IMPURE: &[&str] = &["std::env", "SystemTime::now", "Instant::now", "std::net::Tcp", "std::fs", "tokio::"];
 const LEAVES: &[&str] = &["identity/src/", "policy/src/"];
 
+/// Papers that a reader of this repository does not have: what they say must stand here.
+const ABSENT: &[&str] = &["DESIGN section", "DESIGN,", "DESIGN.md", "SPIFFE.md", "STYLE.md", "CRATES.md", "PEERS.md"];
+
 /// Our own tables spell the words they look for.
 const SELF: &str = "xtask/src/lint";
 const LONG: usize = 500;
@@ -93,6 +96,9 @@ fn check_file(path: &str, text: &str, found: &mut Found) {
         let code = line.split("//").next().unwrap_or_default();
         for problem in check_line(path, code, in_tests) {
             found.problems.push(format!("{path}:{}: {problem}", number + 1));
+        }
+        if let Some(paper) = ABSENT.iter().find(|paper| line.contains(**paper)) {
+            found.problems.push(format!("{path}:{}: cites {paper:?}, which is not in this repository", number + 1));
         }
     }
 }
@@ -162,6 +168,12 @@ mod tests {
         assert_eq!(problems("proxy/src/tls.rs", text), 0);
         assert_eq!(problems("controller/src/a.rs", "//! x\nuse rustls_pki_types::UnixTime;\n"), 0);
         assert_eq!(problems("controller/src/a.rs", "//! x\n// rustls::ServerConfig\n"), 0);
+    }
+
+    #[test]
+    fn a_paper_that_readers_do_not_have_is_a_problem() {
+        assert_eq!(problems("ca/src/a.rs", "//! As SPIFFE.md 4.1 says.\n"), 1);
+        assert_eq!(problems("ca/src/a.rs", "//! As X509-SVID, section 4, says.\n"), 0);
     }
 
     #[test]
