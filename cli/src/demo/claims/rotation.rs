@@ -45,10 +45,10 @@ fn rotate(stage: &Stage, say: &mut Say, report: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the command has said since the last look; who is missing at a step, line by line, is left to those who type it themselves.
+/// What the command has said since the last look: each step, and what it waits for. Who is missing, line by line, is left to those who type it themselves.
 fn tell(say: &mut Say, command: &Running, told: &mut usize) {
     let log = command.log();
-    for line in log[*told..].iter().filter(|line| !line.starts_with(' ')) {
+    for line in log[*told..].iter().filter(|line| !line.starts_with(' ') || line.trim_start().starts_with("waits ")) {
         say.fact(line.clone());
     }
     *told = log.len();
