@@ -9,6 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use countersign_api::ports;
+
 /// Set in the environment of the re-executed program; its value is also in a file that only our own `/run` holds.
 const MARK: &str = "COUNTERSIGN_KIT_INSIDE";
 const MARK_FILE: &str = "/run/countersign-kit/inside";
@@ -83,7 +85,7 @@ pub fn enter() -> Result<Inside, EnterError> {
         Ok(mark) if is_inside(&mark) => {
             return Ok(Inside { rootless: mark.starts_with("user") });
         }
-        _ => !nix::unistd::geteuid().is_root(),
+        _ => !nix::unistd::geteuid().is_root() || one_uid_only(),
     };
     probe(rootless)?;
     let program = std::env::current_exe().map_err(|source| EnterError::System { what: "own program", source })?;
@@ -100,6 +102,19 @@ pub fn enter() -> Result<Inside, EnterError> {
 /// Have we entered already?
 pub(crate) fn entered() -> bool {
     std::env::var(MARK).is_ok_and(|mark| is_inside(&mark))
+}
+
+/// Root of a user namespace into which the sidecar's UID is not mapped, as `unshare --map-root-user` makes one: no more than an ordinary user.
+fn one_uid_only() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps(&map, ports::PROXY_UID))
+}
+
+/// Whether a `uid_map` (user_namespaces(7): first UID inside, first outside, how many) knows a UID.
+fn maps(map: &str, uid: u32) -> bool {
+    map.lines().any(|line| {
+        let numbers: Vec<u64> = line.split_whitespace().flat_map(str::parse).collect();
+        matches!(numbers[..], [inside, _, count] if (inside..inside + count).contains(&u64::from(uid)))
+    })
 }
 
 fn is_inside(mark: &str) -> bool {
@@ -212,6 +227,14 @@ mod tests {
         );
         assert!(remedy(true, sysctls(&[])).contains("seccomp"));
         assert!(remedy(false, sysctls(&[])).contains("CAP_SYS_ADMIN"));
+    }
+
+    #[test]
+    fn root_of_a_user_namespace_with_one_uid_is_no_more_than_an_ordinary_user() {
+        assert!(maps("         0          0 4294967295\n", 1337));
+        assert!(!maps("         0       1000          1\n", 1337));
+        assert!(maps("0 1000 1\n1 100000 65536\n", 1337));
+        assert!(!maps("", 1337) && !maps("0 0 many\n", 1337));
     }
 
     #[test]
