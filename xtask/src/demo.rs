@@ -16,7 +16,7 @@ pub const BINARIES: &[&str] = &["countersign", "countersign-proxy", "countersign
 pub fn run(args: &[String]) -> Result<u8> {
     programs::ensure(For::Demo);
     cargo::say_features();
-    println!("Building the release binaries (a few minutes the first time) ...");
+    println!("Building the release binaries (about 10 minutes of two cores the first time) ...");
     let mut build = cargo::cargo();
     build.args(["build", "--release", "--bins"]).args(cargo::features());
     for package in ["countersign-proxy", "countersign-ca", "countersign-controller", "countersign-cli"] {

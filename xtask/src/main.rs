@@ -20,7 +20,7 @@ use std::process::ExitCode;
 const HELP: &str = "\
 cargo xtask demo [ARGS]          build the release binaries and run the demo (--keep leaves it running)
 cargo xtask test [FILTER]        everything CI runs; FILTER names a step, a package or part of a test's name
-cargo xtask test --list [FILTER] the steps and every test, without running them
+cargo xtask test --list [FILTER] the steps and every test: builds them, and runs none
 cargo xtask bench mesh           measure side by side with the peers, write docs/performance.md (--rounds N, --short,
                                  --growth, --only PEER,.., --work WORKLOAD,..; --before FILE: beside another build of
                                  the sidecar)
@@ -28,7 +28,8 @@ cargo xtask bench signing        how many SVIDs the CA signs a second and core, 
 cargo xtask bench micro [FILTER] micro-benchmarks, compared with the last run on this machine
 cargo xtask cluster up|test|down a real Kubernetes cluster on this machine: start it, test on it, stop it (`build` only
                                  builds what it needs)
-cargo xtask image                container images of our programs, as files (--registry NAME, --tag TAG, --out FOLDER)
+cargo xtask image                container images of our programs, as files (--registry NAME, --tag TAG, --out FOLDER;
+                                 --quick: as the cluster's tests build them)
 cargo xtask lint                 the checks of the house alone: who imports whom, file heads, crates, licences
 cargo xtask setup                install the system programs that tests and demo use, no more
 ";
@@ -37,12 +38,20 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let command = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
+    if rest.iter().any(|arg| matches!(arg.as_str(), "-h" | "--help")) && command != "demo" {
+        print!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
     let done = match command.as_str() {
         "bench" => bench::run(&rest),
         "cluster" => cluster::run(&rest),
         "demo" => demo::run(&rest),
         "image" => image::run(&rest),
         "test" => test::run(&rest),
+        "lint" | "setup" if !rest.is_empty() => {
+            eprintln!("xtask: {command} takes no argument: {}", rest.join(" "));
+            Ok(2)
+        }
         "lint" => lint::run(),
         "setup" => Ok(programs::setup()),
         "" | "help" | "-h" | "--help" => {
