@@ -15,6 +15,8 @@ const PROXIES: usize = 1000;
 const WINDOW: Duration = Duration::from_millis(250);
 /// In it come at most so many of them. If they all came at once, as they do without jitter, it would be all.
 const MOST: usize = PROXIES / 4;
+/// The best of so many counts: what a busy machine holds up comes at once, but what has no jitter comes at once each time.
+const OUTAGES: usize = 3;
 
 /// Stands between the clients and the CA: gives each connection a source address of its own, and notes when it came.
 struct Road {
@@ -112,31 +114,40 @@ async fn a_thousand_proxies_come_back_to_a_ca_that_was_away_without_a_storm() {
     all_follow(&all).await;
     let first: Vec<String> = all.iter().map(serial).collect();
 
-    // The CA restarts, on another port, as a replaced pod is at another address. All lose their streams in the same instant.
+    let (mut desk, mut least) = (desk, usize::MAX);
+    for _ in 0..OUTAGES {
+        let (back, peak) = outage(desk, &rates, &road, &all).await;
+        (desk, least) = (back, least.min(peak));
+        if least <= MOST {
+            break;
+        }
+    }
+    assert!(least <= MOST, "{least} of {PROXIES} came within {WINDOW:?}, in the best of {OUTAGES} outages");
+    // They were let in again by what they hold: nobody needed a new SVID, and so nobody asked.
+    let after: Vec<String> = all.iter().map(serial).collect();
+    assert!(first == after, "SVIDs were renewed for an outage");
+}
+
+/// The CA restarts, on another port, as a replaced pod is at another address. All lose their streams in the same instant. Most that came back within
+/// one window.
+async fn outage(desk: Desk, rates: &[&str], road: &Road, all: &[Started]) -> (Desk, usize) {
     *road.to.lock().unwrap() = None;
     road.forget();
     let Desk { dir, tokens, ca } = desk;
     assert!(ca.shutdown(Duration::from_secs(30)).await);
-    let ca = start(config(&dir, &rates), system_clock(), Log::none()).await.unwrap();
+    let ca = start(config(&dir, rates), system_clock(), Log::none()).await.unwrap();
     let desk = Desk { dir, tokens, ca };
     // While there is no road nobody gets through: each has noticed its loss before it opens.
-    for one in &all {
+    for one in all {
         let mut status = one.status.clone();
         let lost = status.wait_for(|status| !status.following);
         tokio::time::timeout(Duration::from_secs(60), lost).await.unwrap().unwrap();
     }
     *road.to.lock().unwrap() = Some(desk.ca.listen);
-    for one in &all {
-        let mut status = one.status.clone();
-        let back = status.wait_for(|status| status.following);
-        tokio::time::timeout(Duration::from_secs(120), back).await.unwrap().unwrap();
-    }
+    all_follow(all).await;
     let (peak, count) = (road.peak(), road.count());
     assert!(count >= PROXIES, "only {count} connections: they did not come back by this road");
-    assert!(peak <= MOST, "{peak} of {PROXIES} came within {WINDOW:?}");
-    // They were let in again by what they hold: nobody needed a new SVID, and so nobody asked.
-    let after: Vec<String> = all.iter().map(serial).collect();
-    assert!(first == after, "SVIDs were renewed for an outage");
+    (desk, peak)
 }
 
 fn serial(one: &Started) -> String {
