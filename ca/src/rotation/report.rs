@@ -59,8 +59,8 @@ impl Rotations {
                 "holding_the_bundle": holders.iter().filter(|holder| holder.holds(generation)).count(),
                 "leaves_of_the_new_root": holders.iter().filter(on_new).count(),
                 "holders_that_told_of_connections": counted.len(),
-                "connections_good": counted.iter().map(|count| count.good).sum::<u64>(),
-                "connections_failed": counted.iter().map(|count| count.failed).sum::<u64>(),
+                "connections_good": counted.iter().fold(0, |sum: u64, count| sum.saturating_add(count.good)),
+                "connections_failed": counted.iter().fold(0, |sum: u64, count| sum.saturating_add(count.failed)),
             },
         });
         let signature = signature(own.svid(), &canonical(&document)).map_err(|_| ReportError::Sign)?;

@@ -38,10 +38,14 @@ const LOOK: Duration = Duration::from_secs(1);
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// So often all siblings are asked whether they are there, in seconds.
 const PROBE: u64 = 30;
-/// Between the last time that a sibling was heard and the last leaf that it may have signed: a dead one is missed at the next question. Seconds.
+/// A sibling that was not heard for so long is asked in the record whether it lives. Seconds.
 const UNHEARD: u64 = 3 * PROBE;
 /// Whoever was taken out of the record and lives has put itself in again after this, in seconds: it follows the Secret.
 const BACK: u64 = 60;
+/// Between that question and the last leaf of one that never answered it: it would have followed the Secret, by a clock that may be another. Seconds.
+const ANSWERS: u64 = 2 * BACK;
+/// Clocks of two replicas that differ by more make times of the record worth nothing. A question may be under way for 3 s of it.
+const CLOCKS: u64 = 6;
 
 /// What all replicas know together.
 pub struct Known {
@@ -70,6 +74,8 @@ pub struct Told {
 /// What a sibling said.
 struct Table {
     facts: ReplicaFacts,
+    /// How far our clock is ahead of its, in seconds.
+    ahead: i64,
     holders: Vec<Holder>,
 }
 
@@ -131,11 +137,11 @@ impl Siblings {
         let now = self.clock.now().as_secs();
         let address = address.map(|address| address.to_string()).unwrap_or_default();
         let id = random_id()?;
-        self.me.get_or_init(|| Replica { id, address, since: now });
+        self.me.get_or_init(|| Replica { id, address, since: now, doubted_at: 0 });
         self.keep_registered().await
     }
 
-    /// Whoever was taken out, since nobody could reach it, puts itself in again.
+    /// Whoever was taken out, since nobody could reach it, puts itself in again; and who is asked there whether it lives answers.
     async fn keep_registered(&self) -> Result<(), StateError> {
         let Some(me) = self.me.get() else { return Ok(()) };
         let now = self.clock.now();
@@ -143,7 +149,7 @@ impl Siblings {
         missing.await
     }
 
-    /// Stays in the record, and takes out of it whom nobody has heard for as long as a leaf lives. Never ends.
+    /// Stays in the record, and takes out of it who did not say for as long as a leaf lives that it does, too. Never ends.
     pub async fn run(self: Arc<Self>) {
         if !self.state.is_shared() {
             return std::future::pending().await;
@@ -170,13 +176,22 @@ impl Siblings {
         }
     }
 
-    /// Asks who is there.
+    /// Asks who is there. That we cannot reach one does not say that it is dead: it may sign until it dies. So it is asked in the record, which it
+    /// follows if it lives, and from then on a leaf's life must pass.
     async fn probe(self: &Arc<Self>) -> Result<(), StateError> {
         let seen = self.state.seen();
         let answers = self.ask_all(&seen, true).await;
         let now = self.clock.now();
         for (replica, answer) in answers {
-            if answer.is_err() && self.forgotten_in(&replica, &seen.authority, now.as_secs()) == 0 {
+            if answer.is_ok() {
+                continue;
+            }
+            if replica.doubted_at == 0 && self.unheard(&replica, now.as_secs()) {
+                let doubted = |all: &Replicas| all.has(&replica).then(|| all.doubting(&replica.id, now.as_secs()));
+                self.state.change_replicas(now, doubted).await?;
+                // One that lives and is out of reach is not asked at every turn.
+                self.lock().entry(replica.id.clone()).and_modify(|memory| memory.heard = now.as_secs());
+            } else if replica.doubted_at > 0 && self.forgotten_in(&replica, &seen.authority, now.as_secs()) == 0 {
                 tracing::info!(
                     replica = replica.id,
                     address = replica.address,
@@ -209,8 +224,15 @@ impl Siblings {
         let mut tables = vec![std::mem::take(&mut known.holders)];
         for (replica, answer) in self.ask_all(seen, false).await {
             let silent = match answer {
-                Ok(Table { facts, holders }) => {
+                Ok(Table { facts, ahead, holders }) => {
                     tables.push(holders);
+                    if ahead.unsigned_abs() > CLOCKS {
+                        let name = name(&replica);
+                        known.waits.push(format!(
+                            "the clock of replica {name} differs from this one's by {} s",
+                            ahead.unsigned_abs()
+                        ));
+                    }
                     known.complete_since = known.complete_since.map(|since| since.max(facts.complete_since));
                     known.in_force_since = known.in_force_since.max(facts.in_force_since);
                     let same = mark == (facts.bundle_generation, facts.rotation_id.as_str(), facts.stages);
@@ -223,8 +245,8 @@ impl Siblings {
                 Err(error) => {
                     let left = self.forgotten_in(&replica, &seen.authority, now);
                     known.waits.push(format!(
-                        "replica {} does not answer ({error}): whom it signed for is unknown until it was not heard for as long as a \
-                         leaf lives, {left} s more",
+                        "replica {} does not answer ({error}): whom it signed for is unknown until it has not said that it \
+                         lives for as long as a leaf does, {left} s more",
                         name(&replica)
                     ));
                     Some(error.to_string())
@@ -334,7 +356,7 @@ impl Siblings {
                 holders.push(wire::heard(holder, ahead).ok_or(AskError::Malformed)?);
             }
         }
-        Ok(Table { facts, holders })
+        Ok(Table { facts, ahead, holders })
     }
 
     /// A connection that is kept, and made when it is first used: as the CA, to the CA.
@@ -356,8 +378,20 @@ impl Siblings {
     /// Seconds until no leaf of a silent sibling can live any more.
     fn forgotten_in(&self, replica: &Replica, authority: &Authority, now: u64) -> u64 {
         let life = authority.longest_leaf().unwrap_or(self.max_leaf);
-        let heard = self.lock().get(&replica.id).map_or(now, |memory| memory.heard);
-        heard.saturating_add(life).saturating_add(UNHEARD).saturating_sub(now)
+        let asked = match replica.doubted_at {
+            0 => self.heard(replica, now).saturating_add(UNHEARD),
+            at => at,
+        };
+        asked.saturating_add(ANSWERS).saturating_add(life).saturating_sub(now)
+    }
+
+    fn unheard(&self, replica: &Replica, now: u64) -> bool {
+        now >= self.heard(replica, now).saturating_add(UNHEARD)
+    }
+
+    /// When it was last heard, asked, or first looked for.
+    fn heard(&self, replica: &Replica, now: u64) -> u64 {
+        self.lock().get(&replica.id).map_or(now, |memory| memory.heard)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {

@@ -119,7 +119,7 @@ async fn one_that_does_not_answer_is_told_and_leaves_the_record_when_nothing_of_
     let gone = gone.me().clone();
     let known = one.known().await;
     assert_eq!(known.waits.len(), 1, "{:?}", known.waits);
-    let said = format!("as a leaf lives, {} s more", HOUR + UNHEARD);
+    let said = format!("as a leaf does, {} s more", UNHEARD + ANSWERS + HOUR);
     assert!(
         known.waits[0].contains(&format!("replica {} (127.0.0.1:2) does not answer", gone.id)),
         "{:?}",
@@ -127,7 +127,9 @@ async fn one_that_does_not_answer_is_told_and_leaves_the_record_when_nothing_of_
     );
     assert!(known.waits[0].ends_with(&said), "{:?}", known.waits);
     assert!(known.replicas[0].silent.is_none() && known.replicas[1].silent.is_some());
-    hand.advance(HOUR + UNHEARD - 1);
+    hand.advance(UNHEARD);
+    one.siblings.probe().await.unwrap();
+    hand.advance(ANSWERS + HOUR - 1);
     one.siblings.probe().await.unwrap();
     assert_eq!(one.record().await.len(), 2);
     hand.advance(1);
@@ -150,12 +152,35 @@ async fn whoever_was_taken_out_and_lives_is_there_again_with_all_that_it_knows()
     let (one, two) = (Desk::new(&server, &hand, 1).await, Desk::new(&server, &hand, 2).await);
     one.record().await;
     one.siblings.probe().await.unwrap();
-    hand.advance(HOUR + UNHEARD);
+    hand.advance(UNHEARD);
+    one.siblings.probe().await.unwrap();
+    hand.advance(ANSWERS + HOUR);
+    one.record().await;
     one.siblings.probe().await.unwrap();
     assert_eq!(two.record().await, [one.me().id.clone()]);
     two.siblings.keep_registered().await.unwrap();
     assert_eq!(one.record().await.len(), 2);
     assert_eq!(one.state().seen().replicas.all()[1], *two.me());
+}
+
+#[tokio::test]
+async fn one_that_lives_out_of_reach_is_never_taken_out() {
+    let (server, hand) = (ApiServer::new(), Hand::at(START));
+    let (one, two) = (Desk::new(&server, &hand, 1).await, Desk::new(&server, &hand, 2).await);
+    one.record().await;
+    one.siblings.probe().await.unwrap();
+    for _ in 0..3 {
+        hand.advance(UNHEARD);
+        one.record().await;
+        one.siblings.probe().await.unwrap();
+        two.record().await;
+        assert!(!two.state().seen().replicas.has(two.me()), "it was asked in the record");
+        two.siblings.keep_registered().await.unwrap();
+        hand.advance(ANSWERS + HOUR - UNHEARD);
+    }
+    one.record().await;
+    one.siblings.probe().await.unwrap();
+    assert_eq!(one.record().await.len(), 2, "it said each time that it lives, and may have signed until now");
 }
 
 #[tokio::test]

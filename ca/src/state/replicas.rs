@@ -20,6 +20,9 @@ pub struct Replica {
     pub address: String,
     /// Before that it had signed nothing, seconds since 1970.
     pub since: u64,
+    /// When a sibling that could not reach it asked here whether it lives, seconds since 1970; 0: nobody asks. One that lives takes it away.
+    #[serde(default)]
+    pub doubted_at: u64,
 }
 
 /// All that sign from the state.
@@ -80,6 +83,13 @@ impl Replicas {
         next
     }
 
+    /// Asks one whether it lives.
+    pub fn doubting(&self, id: &str, now: u64) -> Self {
+        let mut next = self.clone();
+        next.all.iter_mut().filter(|replica| replica.id == id).for_each(|replica| replica.doubted_at = now);
+        next
+    }
+
     /// Without one of which no leaf lives any more.
     pub fn without(&self, id: &str, now: u64) -> Self {
         let mut next = self.clone();
@@ -107,7 +117,7 @@ mod tests {
     use super::*;
 
     fn replica(id: &str, address: &str, since: u64) -> Replica {
-        Replica { id: id.to_owned(), address: address.to_owned(), since }
+        Replica { id: id.to_owned(), address: address.to_owned(), since, doubted_at: 0 }
     }
 
     fn ids(replicas: &Replicas) -> Vec<&str> {
@@ -130,6 +140,15 @@ mod tests {
         assert_eq!((ids(&again), again.known_from(), again.removed_at()), (vec!["b", "c", "d"], Some(90), 90));
         let same = again.with(&replica("c", "10.0.0.1:1", 90), 99);
         assert_eq!((ids(&same), same.known_from()), (vec!["b", "d", "c"], Some(90)), "itself it does not push out");
+    }
+
+    #[test]
+    fn who_is_doubted_is_another_entry_until_it_says_that_it_lives() {
+        let (one, two) = (replica("a", "10.0.0.1:1", 50), replica("b", "10.0.0.2:1", 51));
+        let all = Replicas::first().with(&one, 50).with(&two, 51);
+        let doubted = all.doubting("b", 90);
+        assert!(doubted.has(&one) && !doubted.has(&two));
+        assert_eq!(doubted.with(&two, 91), all, "and nothing else has changed");
     }
 
     #[test]
