@@ -4,7 +4,7 @@
 //! `permit` notes what rules denied, the inbound journey what it refused before a rule could be asked (`refused`); the admin socket shows
 //! both, and `countersign explain` asks there (`words`). A scan must not evict the evidence of others: each identity has a quota, and
 //! sources without one, known by their /24 or /64, share one, which takes nothing from identities. It must never cost the data path more
-//! than a look-up, nor keep more than a few outdated rule sets alive.
+//! than a look-up and, where all places are taken, a pass over them, nor keep more than a few outdated rule sets alive.
 
 mod refused;
 mod words;
@@ -80,6 +80,8 @@ struct Entry {
     seen: u64,
     count: u64,
     asking: Asking,
+    /// Not all came from one address: without identity, whoever is in the network shares the entry.
+    several: bool,
     /// Where no rule was asked: why not.
     refused: Option<Refused>,
     revision: Option<Arc<str>>,
@@ -96,6 +98,8 @@ pub struct DenialView {
     identity: Option<String>,
     /// Where it came from last.
     source_ip: Option<IpAddr>,
+    /// The network, where no identity was shown and not all came from one address of it.
+    several_of: Option<IpNet>,
     /// The port that was asked for.
     port: u16,
     /// Where the app wanted to go.
@@ -159,9 +163,10 @@ impl Denials {
             let id = entry.id;
             let same_rules = entry.revision == denial.revision;
             entry.revision.clone_from(&denial.revision);
+            entry.several |= entry.asking.source_ip() != asking.source_ip();
             entry.asking = asking.clone();
             entry.refused = refused;
-            if !same_rules {
+            if !same_rules || entry.rules.is_none() {
                 ring.hold(&key, rules);
             }
             return Denial { id, ..denial };
@@ -174,6 +179,7 @@ impl Denials {
             seen,
             count: 1,
             asking: asking.clone(),
+            several: false,
             refused,
             revision: denial.revision.clone(),
             rules: None,
@@ -322,6 +328,10 @@ fn view(key: &Key, entry: &Entry) -> DenialView {
         direction,
         identity,
         source_ip,
+        several_of: match &key.from {
+            From::Network(network) if entry.several => Some(*network),
+            _ => None,
+        },
         port,
         destination,
         reason: key.reason,

@@ -11,7 +11,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, ready};
 
-use countersign_policy::Mtls;
+use countersign_policy::{Mtls, PolicySet};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -44,7 +44,8 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
         Ok(destination) => destination,
         Err(refusal) => return refuse(io, account, refusal),
     };
-    let road = road(&proxy, source, destination.port()).await;
+    let rules = proxy.rules();
+    let road = road(&proxy, rules.as_deref(), source, destination.port()).await;
     if road == Road::Plain {
         return Box::pin(plain(&proxy, io, Vec::new(), destination, source, account)).await;
     }
@@ -62,13 +63,13 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
         Proceed::Over(refusal) => return refuse(io, account, refusal),
         Proceed::Refuse(refusal, ground) => {
             reset(io);
-            return explained(&proxy, account, destination, source, refusal, ground);
+            return explained(&proxy, &rules, account, (destination, source), refusal, ground);
         }
     }
     // What ends before the relay begins is boxed here and below: its state must not live in the future that relays afterwards.
     match Box::pin(accept(&proxy, io, first)).await {
         Ok(Accepted::Link(link, peer)) => {
-            drop(slot);
+            drop((slot, rules));
             carry(&proxy, link, peer, destination, source, account).await;
         }
         // It keeps its slot: as many at once as there may be handshakes.
@@ -76,22 +77,22 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
             Ok(()) => account.close("reauthenticated", Blame::Nobody, ""),
             Err(why) => account.close("reauth_refused", Blame::Peer, why.to_string()),
         },
-        Err((refusal, ground)) => explained(&proxy, account, destination, source, refusal, ground),
+        Err((refusal, ground)) => explained(&proxy, &rules, account, (destination, source), refusal, ground),
     }
 }
 
-/// Refused before a rule could be asked: remembered as a denial is, under an id.
+/// Refused before a rule could be asked: remembered as a denial is, under an id, beside the rules that led to it.
 fn explained(
     proxy: &Proxy,
+    rules: &Option<Arc<PolicySet>>,
     account: Box<Account>,
-    destination: InboundDestination,
-    source: SocketAddr,
+    (destination, source): (InboundDestination, SocketAddr),
     refusal: Refusal,
     ground: Ground,
 ) {
     let refused = Refused::new(refusal.result, ground, &refusal.detail);
     let denials = proxy.permits.denials();
-    let denial = denials.refused(source.ip(), destination.port(), refused, &proxy.rules());
+    let denial = denials.refused(source.ip(), destination.port(), refused, rules);
     account.refused(&denial, refusal);
 }
 
@@ -130,8 +131,8 @@ impl Road {
 }
 
 /// Strict asks nobody. Permissive, and a Strict port that an Allow opens to `unauthenticated`, ask who the source is.
-async fn road(proxy: &Proxy, source: SocketAddr, port: u16) -> Road {
-    let Some(rules) = proxy.rules() else {
+async fn road(proxy: &Proxy, rules: Option<&PolicySet>, source: SocketAddr, port: u16) -> Road {
+    let Some(rules) = rules else {
         return Road::Mutual(Ground::NoRules); // no rules known: denied, but after the handshake, by STATUS
     };
     let permissive = rules.modes().mtls == Mtls::Permissive;

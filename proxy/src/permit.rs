@@ -41,6 +41,15 @@ pub enum Asking {
 }
 
 impl Asking {
+    /// Where an inbound one comes from.
+    #[must_use]
+    pub fn source_ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::In { source_ip, .. } => Some(*source_ip),
+            Self::Out { .. } => None,
+        }
+    }
+
     /// What an application connection over a link asks.
     #[must_use]
     pub fn of(peer: &Peer, source: SocketAddr, destination: InboundDestination) -> Self {

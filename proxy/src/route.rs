@@ -80,7 +80,10 @@ impl Route {
         }
         let hop = match proxy.discovery.who(self.destination).await {
             // That somebody else was there tells more than that nobody says who it is now.
-            Err(error) => return Err(self.last.take().unwrap_or_else(|| no_answer(error))),
+            Err(error) => {
+                let other = self.last.take().filter(|last| last.result == "identity_mismatch");
+                return Err(other.unwrap_or_else(|| no_answer(error)));
+            }
             Ok(Who::Unknown) => {
                 return Err(Refusal::control_plane(
                     "unknown_destination",

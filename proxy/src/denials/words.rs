@@ -59,7 +59,13 @@ pub(super) fn refused(
 
 fn whole(denial: &DenialView, head: &str, change: &str) -> String {
     let times = if denial.count == 1 { String::new() } else { format!(", {} times", denial.count) };
-    format!("{}{times}: {head}\n  change    {change}\n", denial.id)
+    let several = match denial.several_of {
+        Some(network) => format!(
+            "  several   addresses of {network} came under this id; this is the last one: ask who they are before you let one in\n"
+        ),
+        None => String::new(),
+    };
+    format!("{}{times}: {head}\n{several}  change    {change}\n", denial.id)
 }
 
 fn ends(denial: &DenialView) -> String {
@@ -90,7 +96,7 @@ fn why(ground: Ground) -> &'static str {
             "the source's address is a meshed workload's, which must come by its sidecar in every mode"
         }
         Ground::UnknownSource => {
-            "mtls is Strict, and the controller knows nobody at the source's address, which is inside the mesh's ranges"
+            "mtls is Strict, and the controller knows no workload at the source's address, or did not answer"
         }
         Ground::Handshake => "the handshake of mutual TLS failed, and without it nobody has an identity",
         Ground::OwnSvid => "this proxy has no SVID of its own that is good, and cannot show who it is",
@@ -118,7 +124,7 @@ fn change(ground: Ground, trace: Option<&Trace>) -> String {
                 .into()
         }
         Ground::UnknownSource => {
-            "let the controller know the source's workload; or, for a while, label the namespace countersign.dev/mtls: Permissive".into()
+            "let the controller know the source's workload (is it in reach? `countersign status` says so); or, for a while, label the namespace countersign.dev/mtls: Permissive".into()
         }
         Ground::Handshake => "let the source's sidecar show a certificate that is good here: docs/errors.md, TLS handshakes".into(),
         Ground::OwnSvid => "let this proxy reach its CA: countersign status says why its SVID is not renewed".into(),

@@ -141,6 +141,10 @@ fn repeats_within_a_network_carry_one_id_and_the_last_is_shown() {
     assert!(others.iter().all(|id| id.0 != first.0));
     let text = denials.explain(first).unwrap().text;
     assert!(text.contains(", 2 times: ") && text.contains("seen      two") && text.contains("2001:db8::2"), "{text}");
+    // Who asked for it under the same id may be somebody else than whom one would let in.
+    assert!(text.contains("  several   addresses of 2001:db8::/64 came under this id"), "{text}");
+    let alone = denials.explain(others[0]).unwrap().text;
+    assert!(!alone.contains("several"), "{alone}");
 }
 
 #[test]
