@@ -104,7 +104,10 @@ fn judge(file: String, text: &str) -> Checked {
 /// By its kind or by its API group: whoever mistypes one of them hears of it.
 fn is_meant_as_a_rule(document: &Document<'_>) -> bool {
     let group = |version: &str| version.split('/').next().unwrap_or_default().to_owned();
-    document.kind.eq_ignore_ascii_case(KIND) || group(&document.api_version) == group(API_VERSION)
+    // A List may hold rules, and is not taken apart: it is refused by its kind.
+    document.kind.eq_ignore_ascii_case(KIND)
+        || group(&document.api_version) == group(API_VERSION)
+        || document.kind.ends_with("List") && document.text.contains(KIND)
 }
 
 /// Folders become the YAML files in them, sorted; a folder without any is an error, not an empty success.

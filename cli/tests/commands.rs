@@ -205,6 +205,12 @@ fn each_bad_rule_of_a_file_is_told_and_what_is_no_rule_is_named_as_not_judged() 
 #[test]
 fn a_rule_whose_kind_or_version_is_mistyped_is_not_passed_over() {
     let folder = Folder::new();
+    let inside: String = GOOD.lines().map(|line| format!("  {line}\n")).collect();
+    let list = format!("{GOOD}---\napiVersion: v1\nkind: List\nitems:\n- {}", inside.trim_start());
+    let file = folder.file("list.yaml", &list);
+    let checked = countersign(&["policy", "check", &file], "");
+    assert_eq!(code(&checked), 1, "{}", text(&checked));
+    assert!(text(&checked).contains("List"), "{}", text(&checked));
     for (from, to) in
         [("v1alpha1", "v1beta1"), ("policy.countersign.dev", "policies.countersign.dev"), ("kind: A", "kind: B")]
     {

@@ -176,7 +176,7 @@ fn judge(
 /// Whether with so much left of a life a renewal must have failed. `age`: since when the flag that says the life is in force, if that is known: a
 /// shorter one of before is over, or renewed, half of the new life later.
 fn is_late(life: i64, left: i64, age: Option<i64>) -> bool {
-    let settled = life > LATEST || age.is_none_or(|age| age >= life / 2);
+    let settled = age.is_none_or(|age| age >= (life / 2).min(LATEST));
     settled && left < (life / LATE).min(LATEST)
 }
 
