@@ -7,7 +7,6 @@ mod apps;
 mod golang;
 
 use std::fmt;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -129,22 +128,28 @@ impl Ahead {
         std::fs::create_dir_all(&log).ok()?;
         let output = std::fs::File::create(log.join("build.log")).ok()?;
         let mut command = Command::new("chrt");
-        command.args(["--idle", "0"]).arg(std::env::current_exe().ok()?).args(["cluster", "build"]);
-        // A group of its own, so that it can be ended with all that it starts.
-        command.process_group(0).stdin(Stdio::null()).stdout(output.try_clone().ok()?).stderr(output);
+        command.args(["--idle", "0"]);
+        // The same for the disk, where its scheduler knows of it.
+        if programs::find("ionice").is_some() {
+            command.args(["ionice", "-c", "3"]);
+        }
+        command.arg(std::env::current_exe().ok()?).args(["cluster", "build"]);
+        // In our own group: Ctrl-C ends it with us.
+        command.stdin(Stdio::null()).stdout(output.try_clone().ok()?).stderr(output);
         command.spawn().ok().map(Self)
     }
 
-    /// Waits for its end.
-    pub fn join(mut self) {
-        drop(self.0.wait());
+    /// Waits for its end; whether it did all of it. What it said is in target/cluster/log/build.log.
+    pub fn join(mut self) -> bool {
+        self.0.wait().is_ok_and(|status| status.success())
     }
 }
 
 impl Drop for Ahead {
     fn drop(&mut self) {
+        // What it has started ends by itself, when the crate or module at hand is built.
         if matches!(self.0.try_wait(), Ok(None)) {
-            drop(Command::new("kill").args(["-KILL", "--", &format!("-{}", self.0.id())]).status());
+            drop(self.0.kill());
             drop(self.0.wait());
         }
     }

@@ -33,7 +33,11 @@ const NAMESPACE_PACKAGES: &[&str] = &["countersign-kit", "countersign-benches", 
 /// Runs the steps that `args` ask for; exit code 0 when all passed.
 pub fn run(args: &[String]) -> Result<u8> {
     let list = args.iter().any(|arg| arg == "--list");
-    let filter = args.iter().find(|arg| !arg.starts_with('-')).cloned();
+    let filters: Vec<_> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    if let [_, second, ..] = filters[..] {
+        anyhow::bail!("cargo xtask test: one filter at a time, not {second} too");
+    }
+    let filter = filters.first().map(|filter| (*filter).clone());
     if let Some(unknown) = args.iter().find(|arg| arg.starts_with('-') && *arg != "--list") {
         anyhow::bail!("cargo xtask test: no such option: {unknown}");
     }
@@ -156,9 +160,14 @@ impl Run {
         }
         self.suites("e2e", namespace, NAMESPACE_LIMIT, true);
         if let Some(ahead) = ahead {
-            let began = self.report.begin("what the cluster needs was built meanwhile; waiting for the rest of it");
-            ahead.join();
-            println!("   waited ({:.1} s)", began.elapsed().as_secs_f64());
+            let began =
+                self.report.begin("ahead: what the cluster needs is built meanwhile; waiting for the rest of it");
+            let ended = if ahead.join() {
+                "all of it is there"
+            } else {
+                "it failed, and is tried again: target/cluster/log/build.log"
+            };
+            println!("   {ended} ({:.1} s)", began.elapsed().as_secs_f64());
         }
         if self.wants("demo") {
             self.demos()?;
