@@ -12,7 +12,7 @@ use crate::{Cluster, until};
 /// For pods that start: images are there, the machine may be busy.
 const START: Duration = Duration::from_secs(120);
 /// The most seconds for a load that is told when to end.
-pub const LONGEST: u64 = 240;
+pub const LONGEST: u64 = 600;
 /// Lines of what did not go well that an error carries.
 const ACCOUNTS: usize = 60;
 

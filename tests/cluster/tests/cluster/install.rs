@@ -151,7 +151,11 @@ pub fn kept(cluster: &Cluster) -> Result<Vec<(String, Value)>> {
         ("secret", "countersign-ca-key"),
         ("secret", "countersign-injector-tls"),
     ] {
-        let object = cluster.object(&["-n", SYSTEM, "get", kind, name])?;
+        let mut object = cluster.object(&["-n", SYSTEM, "get", kind, name])?;
+        if let Some(data) = object["data"].as_object_mut() {
+            // Which processes sign now: another one after each restart.
+            data.remove("ca.replicas");
+        }
         ensure!(object["data"].as_object().is_some_and(|data| !data.is_empty()), "{name} is empty");
         kept.push((format!("{kind} {name}"), object["data"].clone()));
         kept.push((format!("uid of {kind} {name}"), object["metadata"]["uid"].clone()));

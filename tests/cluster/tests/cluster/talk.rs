@@ -9,7 +9,7 @@ use countersign_cluster_tests::Beside::Others;
 use countersign_cluster_tests::{Cluster, Promise, until};
 use serde_json::Value;
 
-use crate::mesh::{addresses, meshed, pair, stranger, who_answers};
+use crate::mesh::{ALONE, addresses, meshed, pair, stranger, who_answers};
 
 pub const PROMISES: &[Promise] = &[
     ("an_injected_pair_talks_over_tls_1_3_alone", Others, the_wire),
@@ -31,12 +31,15 @@ fn the_wire(cluster: &Cluster) -> Result<()> {
     let pods = pods["items"].as_array().context("pods")?;
     let far = pods.iter().find(|pod| pod["spec"]["nodeName"] == "node1").context("a server on node1")?;
     let address = far["status"]["podIP"].as_str().context("its address")?;
+    // Who has asked before has a connection that is kept: how it began was to be heard then.
+    namespace.apply(&ALONE.replace("spec:", "spec:\n  nodeName: node0"))?;
+    namespace.ready("pod/alone")?;
 
     let mut listener = cluster.on_command("node0", &["python3", "-c", LISTENER, "eth0", "8080", address]);
     let mut listener = listener.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let heard = listened(&mut listener, || {
         (0..5).try_for_each(|_| {
-            let answer = namespace.curl("pod/client", &format!("http://{address}:8080/"))?;
+            let answer = namespace.curl("pod/alone", &format!("http://{address}:8080/"))?;
             ensure!(answer.starts_with("hello from server"), "{answer}");
             Ok(())
         })
