@@ -133,7 +133,7 @@ impl Ahead {
         if programs::find("ionice").is_some() {
             command.args(["ionice", "-c", "3"]);
         }
-        command.arg(std::env::current_exe().ok()?).args(["cluster", "build"]);
+        command.arg(own_program()?).args(["cluster", "build"]);
         // In our own group: Ctrl-C ends it with us.
         command.stdin(Stdio::null()).stdout(output.try_clone().ok()?).stderr(output);
         command.spawn().ok().map(Self)
@@ -143,6 +143,13 @@ impl Ahead {
     pub fn join(mut self) -> bool {
         self.0.wait().is_ok_and(|status| status.success())
     }
+}
+
+/// Where this program lies. The step before may have linked it anew: then the kernel tells the old one's path with a word behind it.
+fn own_program() -> Option<PathBuf> {
+    let told = std::env::current_exe().ok()?;
+    let there = told.to_str()?.trim_end_matches(" (deleted)");
+    Some(PathBuf::from(there)).filter(|program| program.is_file())
 }
 
 impl Drop for Ahead {
