@@ -54,13 +54,24 @@ impl Controller for Service {
     }
 }
 
+/// A port that was let go may for a moment be the source of somebody's attempt to reach it.
+async fn bound(address: SocketAddr) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => tokio::task::yield_now().await,
+            Err(error) => panic!("{address}: {error}"),
+        }
+    }
+}
+
 impl FakeController {
     pub async fn start(credentials: Arc<Credentials>) -> Self {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), credentials).await
     }
 
     pub async fn start_at(address: SocketAddr, credentials: Arc<Credentials>) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
+        let listener = soon(bound(address)).await;
         let address = listener.local_addr().unwrap();
         let (sender, watch) = watch::channel(Some(credentials));
         // A whole mesh may come from one address here.
