@@ -210,7 +210,7 @@ fn a_rule_whose_kind_or_version_is_mistyped_is_not_passed_over() {
     let file = folder.file("list.yaml", &list);
     let checked = countersign(&["policy", "check", &file], "");
     assert_eq!(code(&checked), 1, "{}", text(&checked));
-    assert!(text(&checked).contains("List"), "{}", text(&checked));
+    assert!(text(&checked).contains("items: unknown field"), "{}", text(&checked));
     for (from, to) in
         [("v1alpha1", "v1beta1"), ("policy.countersign.dev", "policies.countersign.dev"), ("kind: A", "kind: B")]
     {
