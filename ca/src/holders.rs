@@ -147,6 +147,11 @@ impl Holder {
     }
 }
 
+/// Sorts by namespace, pod and UID.
+pub fn by_name(holders: &mut [Holder]) {
+    holders.sort_by(|a, b| (&a.namespace, &a.pod, &a.uid).cmp(&(&b.namespace, &b.pod, &b.uid)));
+}
+
 /// The table; one for the process.
 pub struct Holders {
     table: Mutex<Table>,
@@ -247,7 +252,7 @@ impl Holders {
         table.forget(now);
         let mut all: Vec<_> = table.by_uid.values().cloned().collect();
         drop(table);
-        all.sort_by(|a, b| (&a.namespace, &a.pod, &a.uid).cmp(&(&b.namespace, &b.pod, &b.uid)));
+        by_name(&mut all);
         all
     }
 

@@ -268,21 +268,11 @@ async fn open_state(
         KeyFrom::Given(key) => KeySource::Given(key.clone()),
         KeyFrom::Secret(name) => KeySource::Secret(KeySecret::new(connector.cluster().await?, name.clone())),
     };
-    let mut told = String::new();
-    let opened = loop {
+    let opened = persistently("the state cannot be read yet", || async {
         let place = place(config, connector).await?;
-        match state::open(place, &key, &config.trust_domain, config.lifetimes, clock.now()).await {
-            Err(error) if error.may_pass() => {
-                let text = error.to_string();
-                if text != told {
-                    tracing::error!(error = text, "the state cannot be read yet; trying again");
-                    told = text;
-                }
-                tokio::time::sleep(AGAIN).await;
-            }
-            opened => break opened?,
-        }
-    };
+        Ok(state::open(place, &key, &config.trust_domain, config.lifetimes, clock.now()).await?)
+    })
+    .await?;
     // Only now, when what is there could be read, is the log opened: it is the first file that is written.
     let audit = Audit::start(&config.audit, millis(&**clock)).await?;
     let (state, made) = match opened {
@@ -294,21 +284,27 @@ async fn open_state(
 
 /// Nothing is signed before the other replicas can know of it.
 async fn register(siblings: &Siblings, address: Option<SocketAddr>) -> Result<(), StartError> {
+    let what = "this replica cannot be put in the record of replicas yet";
+    persistently(what, || async { Ok(siblings.register(address).await?) }).await
+}
+
+/// Tries until it is done, as long as what fails may pass. Each other reason is said once.
+async fn persistently<T, F>(what: &str, mut attempt: impl FnMut() -> F) -> Result<T, StartError>
+where
+    F: Future<Output = Result<T, StartError>>,
+{
     let mut told = String::new();
     loop {
-        match siblings.register(address).await {
-            Err(error) if error.may_pass() => {
+        match attempt().await {
+            Err(StartError::State(error)) if error.may_pass() => {
                 let text = error.to_string();
                 if text != told {
-                    tracing::error!(
-                        error = text,
-                        "this replica cannot be put in the record of replicas yet; trying again"
-                    );
+                    tracing::error!(error = text, "{what}; trying again");
                     told = text;
                 }
                 tokio::time::sleep(AGAIN).await;
             }
-            ended => return Ok(ended?),
+            ended => return ended,
         }
     }
 }

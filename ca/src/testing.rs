@@ -17,6 +17,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::attest::{Caller, TokenRules};
 use crate::clock::seconds;
@@ -203,4 +204,12 @@ pub fn file(dir: &Path, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, content).unwrap();
     path
+}
+
+/// Says something, and hears the other end out.
+pub async fn exchange(mut io: impl AsyncRead + AsyncWrite + Unpin, words: &str) -> std::io::Result<String> {
+    io.write_all(words.as_bytes()).await?;
+    let mut answer = String::new();
+    io.read_to_string(&mut answer).await?;
+    Ok(answer)
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::AuditError;
 use crate::own::signature;
-use crate::state::{hex, sha256};
+use crate::state::{hex, random_name, sha256};
 
 /// Where the next record goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,9 +40,8 @@ struct Checkpoint<'a> {
 impl Chain {
     /// A new chain under a random name.
     pub fn new() -> Result<Self, AuditError> {
-        let mut id = [0; 16];
-        aws_lc_rs::rand::fill(&mut id).map_err(|_| AuditError::Write("no random numbers".to_owned()))?;
-        Ok(Self { id: hex(&id), next: 0, prev: FIRST_PREV.to_owned() })
+        let id = random_name::<16>().map_err(|reason| AuditError::Write(reason.to_owned()))?;
+        Ok(Self { id, next: 0, prev: FIRST_PREV.to_owned() })
     }
 
     /// The chain that goes on after this line (without its newline); none if it is no record of ours.

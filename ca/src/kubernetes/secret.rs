@@ -20,7 +20,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::watch::pings;
 use super::{CALL_LIMIT, CallError, Cluster};
-use crate::state::{KeyError, StateKey, hex};
+use crate::state::{KeyError, StateKey, random_name};
 
 const NO_RANDOM: &str = "no random numbers";
 
@@ -231,9 +231,7 @@ impl Value {
 
 /// A field manager of this one write.
 fn manager() -> Option<String> {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).ok()?;
-    Some(format!("{}-{}", names::CA_ACCOUNT, hex(&bytes)))
+    Some(format!("{}-{}", names::CA_ACCOUNT, random_name::<8>().ok()?))
 }
 
 impl fmt::Display for Value {

@@ -11,7 +11,6 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -131,11 +130,8 @@ impl Replica {
 }
 
 async fn get(address: SocketAddr, path: &str) -> Option<String> {
-    let mut tcp = tokio::net::TcpStream::connect(address).await.ok()?;
-    tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    tcp.read_to_string(&mut answer).await.ok()?;
-    Some(answer)
+    let tcp = tokio::net::TcpStream::connect(address).await.ok()?;
+    crate::testing::exchange(tcp, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await.ok()
 }
 
 #[tokio::test]

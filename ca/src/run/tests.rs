@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 
 use super::*;
 use crate::config::Args;
-use crate::testing::{ISSUER, TokenIssuer, claims, csr, p256, private_dir, rsa, write_jwks};
+use crate::testing::{ISSUER, TokenIssuer, claims, csr, exchange, p256, private_dir, rsa, write_jwks};
 
 mod clocks;
 mod outage;
@@ -144,21 +144,14 @@ impl Desk {
     }
 
     async fn health(&self, request: &str) -> String {
-        let mut tcp = tokio::net::TcpStream::connect(self.ca.health).await.unwrap();
-        exchange(&mut tcp, request).await
+        let tcp = tokio::net::TcpStream::connect(self.ca.health).await.unwrap();
+        exchange(tcp, request).await.unwrap()
     }
 
     async fn admin(&self, request: &str) -> String {
-        let mut unix = tokio::net::UnixStream::connect(&self.ca.admin).await.unwrap();
-        exchange(&mut unix, request).await
+        let unix = tokio::net::UnixStream::connect(&self.ca.admin).await.unwrap();
+        exchange(unix, request).await.unwrap()
     }
-}
-
-async fn exchange(io: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin), request: &str) -> String {
-    io.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    io.read_to_string(&mut answer).await.unwrap();
-    answer
 }
 
 fn get(path: &str) -> String {

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use crate::holders::{Holder, Leaf, LeafKey};
+use crate::holders::{Holder, Leaf, LeafKey, by_name};
 
 /// Everybody who is in one of these tables, by name; of what two say of the same leaf the newer counts.
 pub fn merge(tables: impl IntoIterator<Item = Vec<Holder>>) -> Vec<Holder> {
@@ -24,7 +24,7 @@ pub fn merge(tables: impl IntoIterator<Item = Vec<Holder>>) -> Vec<Holder> {
     let mut all: Vec<_> = by_uid.into_values().collect();
     // Of two leaves of one second the one that was not seen in use counts as the newer: the holder is then waited for.
     all.iter_mut().for_each(|holder| holder.leaves.sort_by_key(|leaf| (leaf.signed_at, leaf.report.is_none())));
-    all.sort_by(|a, b| (&a.namespace, &a.pod, &a.uid).cmp(&(&b.namespace, &b.pod, &b.uid)));
+    by_name(&mut all);
     all
 }
 

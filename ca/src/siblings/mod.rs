@@ -28,7 +28,7 @@ pub use serve::Answers;
 
 use crate::holders::{Holder, Holders, MAX_PODS};
 use crate::own::Own;
-use crate::state::{Authority, AuthorityError, Replica, Replicas, Seen, State, StateError, hex};
+use crate::state::{Authority, AuthorityError, Replica, Replicas, Seen, State, StateError, random_name};
 
 /// A sibling that has not told its whole table after this does not answer.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
@@ -136,7 +136,8 @@ impl Siblings {
     pub async fn register(&self, address: Option<SocketAddr>) -> Result<(), StateError> {
         let now = self.clock.now().as_secs();
         let address = address.map(|address| address.to_string()).unwrap_or_default();
-        let id = random_id()?;
+        let failed = |reason: &str| AuthorityError::Make { what: "name of this replica", reason: reason.to_owned() };
+        let id = random_name::<8>().map_err(failed)?;
         self.me.get_or_init(|| Replica { id, address, since: now, doubted_at: 0 });
         self.keep_registered().await
     }
@@ -415,12 +416,4 @@ fn name(replica: &Replica) -> String {
         "" => replica.id.clone(),
         address => format!("{} ({address})", replica.id),
     }
-}
-
-/// Of one process.
-fn random_id() -> Result<String, StateError> {
-    let mut bytes = [0; 8];
-    let failed = |_| AuthorityError::Make { what: "name of this replica", reason: "no random numbers".to_owned() };
-    aws_lc_rs::rand::fill(&mut bytes).map_err(failed)?;
-    Ok(hex(&bytes))
 }

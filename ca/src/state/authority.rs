@@ -403,10 +403,20 @@ fn end(now: UnixTime, life: Duration) -> UnixTime {
 /// A random positive serial of exactly 16 octets (RFC 5280 allows 20). rcgen's own would be the key's hash: the same at
 /// each renewal.
 pub(crate) fn random_serial() -> Result<SerialNumber, &'static str> {
-    let mut bytes = [0u8; 16];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
+    let mut bytes = random::<16>()?;
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
+}
+
+/// A name that nobody else has: so many random bytes, in hex.
+pub(crate) fn random_name<const BYTES: usize>() -> Result<String, &'static str> {
+    Ok(hex(&random::<BYTES>()?))
+}
+
+fn random<const BYTES: usize>() -> Result<[u8; BYTES], &'static str> {
+    let mut bytes = [0; BYTES];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "no random numbers")?;
+    Ok(bytes)
 }
 
 pub(crate) fn date(at: UnixTime) -> Result<OffsetDateTime, time::error::ComponentRange> {

@@ -29,7 +29,7 @@ mod seal;
 mod tests;
 
 pub use authority::{Authority, AuthorityError, BACKDATE, Beside, Lifetimes, Pair, pem};
-pub(crate) use authority::{date, hex, random_serial, sha256};
+pub(crate) use authority::{date, hex, random_name, random_serial, sha256};
 pub use directory::{Directory, DirectoryError, write_whole};
 pub use follow::follow;
 pub use key::{KeyError, StateKey};

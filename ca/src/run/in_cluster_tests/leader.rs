@@ -9,10 +9,8 @@ const SOON: Duration = Duration::from_secs(20);
 
 pub(super) async fn exchange(replica: &Replica, method: &str, path: &str) -> (u16, Value) {
     let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
-    let mut unix = tokio::net::UnixStream::connect(&replica.ca.admin).await.unwrap();
-    unix.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    unix.read_to_string(&mut answer).await.unwrap();
+    let unix = tokio::net::UnixStream::connect(&replica.ca.admin).await.unwrap();
+    let answer = crate::testing::exchange(unix, &request).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let code = head.split(' ').nth(1).unwrap().parse().unwrap();
     (code, serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}")))
