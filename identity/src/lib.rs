@@ -95,4 +95,4 @@ pub use signer::SignerError;
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use svid::{Svid, SvidError};
 pub use verify::{Purpose, VerifiedId, verify_svid, verify_svid_at_both_ends};
-pub use verify_error::{Blame, VerifyError};
+pub use verify_error::{Blame, VerifyError, utc};

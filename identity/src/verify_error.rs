@@ -178,7 +178,7 @@ pub(crate) fn from_webpki(error: webpki::Error, now: UnixTime) -> VerifyError {
 }
 
 /// A time for people, RFC 3339 in UTC; its seconds since 1970 where that cannot say it (beyond the year 9999).
-pub(crate) fn utc(time: UnixTime) -> String {
+pub fn utc(time: UnixTime) -> String {
     let known =
         i64::try_from(time.as_secs()).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     known.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{} s since 1970", time.as_secs()))

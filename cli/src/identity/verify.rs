@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use countersign_identity::{BundleSet, Purpose, TrustBundle, TrustDomain, verify_svid};
+use countersign_identity::{BundleSet, Purpose, TrustBundle, TrustDomain, utc, verify_svid};
 use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -31,7 +31,9 @@ pub fn run(args: &VerifyArgs, format: Format) -> Result<Verdict> {
             Side::Server => ("server", Purpose::Server),
         };
         results.push(match verify_svid(&peer, &bundles, purpose, now) {
-            Ok(id) => json!({ "as": name, "verified": true, "spiffe_id": id.id().as_str(), "not_after": time_text(id.not_after()) }),
+            Ok(id) => {
+                json!({ "as": name, "verified": true, "spiffe_id": id.id().as_str(), "not_after": utc(id.not_after()) })
+            }
             Err(error) => json!({ "as": name, "verified": false, "reason": error.to_string(), "label": error.label() }),
         });
     }
@@ -45,11 +47,6 @@ fn at(text: Option<&str>) -> Result<UnixTime> {
     let time = OffsetDateTime::parse(text, &Rfc3339).context("--at: not an RFC 3339 time like 2026-11-21T12:00:00Z")?;
     let seconds = u64::try_from(time.unix_timestamp()).context("--at: before 1970")?;
     Ok(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
-}
-
-fn time_text(time: UnixTime) -> String {
-    let known = i64::try_from(time.as_secs()).ok().and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
-    known.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| time.as_secs().to_string())
 }
 
 fn text(results: &[Value], style: Style) -> String {
