@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::{Nobody, Others};
 use countersign_cluster_tests::{Cluster, LONGEST, Namespace, Promise, throughout, until};
+use serde_json::Value;
 
 use crate::install::{kept, same};
 use crate::mesh::{INJECT, SYSTEM, install, install_with, installed, meshed, pair};
@@ -79,10 +80,15 @@ fn metric(cluster: &Cluster, pod: &str, port: u16, name: &str) -> Result<f64> {
 
 /// `NAMESPACE/pods/NAME` of all pods of ours with this name that are to stay.
 pub fn pods_of(cluster: &Cluster, name: &str) -> Result<Vec<String>> {
+    let pods = staying(cluster, name)?;
+    Ok(pods.iter().filter_map(|pod| Some(format!("{SYSTEM}/pods/{}", pod["metadata"]["name"].as_str()?))).collect())
+}
+
+/// The same pods, whole.
+pub fn staying(cluster: &Cluster, name: &str) -> Result<Vec<Value>> {
     let pods = cluster.object(&["-n", SYSTEM, "get", "pods", "-l", &format!("app.kubernetes.io/name={name}")])?;
-    let staying =
-        pods["items"].as_array().into_iter().flatten().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-    Ok(staying.filter_map(|pod| Some(format!("{SYSTEM}/pods/{}", pod["metadata"]["name"].as_str()?))).collect())
+    let pods = pods["items"].as_array().cloned().context("pods")?;
+    Ok(pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())
 }
 
 const NOBODY: &str = r"

@@ -11,13 +11,12 @@ use serde_json::Value;
 
 use crate::mesh::{SYSTEM, pair, system_said};
 use crate::outage::under_load;
+use crate::plane::staying;
 
 pub const PROMISES: &[Promise] =
     &[("a_rotation_whose_leading_replica_is_lost_is_resumed_and_ends_and_fails_no_request", Nobody, leader_lost)];
 
 const A_WHILE: Duration = Duration::from_secs(60);
-const CA_PODS: [&str; 5] = ["-n", SYSTEM, "get", "pods", "-l"];
-const CA: &str = "app.kubernetes.io/name=countersign-ca";
 
 fn leader_lost(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "rotation-leader")?;
@@ -90,11 +89,9 @@ fn lost_in_mid_rotation(cluster: &Cluster) -> Result<()> {
 
 /// Name and address of each pod of the CA that runs.
 fn replicas(cluster: &Cluster) -> Result<Vec<(String, String)>> {
-    let pods = cluster.object(&[&CA_PODS[..], &[CA]].concat())?;
-    let pods = pods["items"].as_array().context("pods")?.iter();
-    let living = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
     let text = |value: &Value| value.as_str().map(str::to_owned);
-    living
+    staying(cluster, "countersign-ca")?
+        .iter()
         .map(|pod| Some((text(&pod["metadata"]["name"])?, text(&pod["status"]["podIP"])?)))
         .collect::<Option<_>>()
         .context("a pod without an address")

@@ -116,44 +116,32 @@ fn let_in(cluster: &Cluster) -> Result<()> {
     namespace.curl("pod/client", "http://server/").map(drop)
 }
 
-const LEFT_OUT: &str = r#"
+const LEFT_OUT: &str = r"
 apiVersion: v1
 kind: Pod
 metadata:
-  name: open
-  labels: {app: open}
-  annotations: {proxy.countersign.dev/skip-inbound-ports: "22, 8080"}
+  name: NAME
+  labels: {app: NAME}
+  annotations: {proxy.countersign.dev/SETTING: 'PORTS'}
 spec:
   terminationGracePeriodSeconds: 0
-  containers: [{name: app, image: 'localhost/app:1', args: [serve]}]
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: shut
-  labels: {app: shut}
-  annotations: {proxy.countersign.dev/skip-inbound-ports: "22, 9999"}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers: [{name: app, image: 'localhost/app:1', args: [serve]}]
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: beside
-  labels: {app: beside}
-  annotations: {proxy.countersign.dev/skip-outbound-ports: "8080"}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers: [{name: app, image: 'localhost/app:1', command: [/app, wait]}]
-"#;
+  containers: [{name: app, image: 'localhost/app:1', command: [/app, DOES]}]
+";
 
 fn left_out(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "talk-skip")?;
     let outside = stranger(cluster, "talk-skipper")?;
-    namespace.apply(LEFT_OUT)?;
-    for pod in ["pod/open", "pod/shut", "pod/beside"] {
-        namespace.ready(pod)?;
+    let pods = [
+        ("open", "skip-inbound-ports", "22, 8080", "serve"),
+        ("shut", "skip-inbound-ports", "22, 9999", "serve"),
+        ("beside", "skip-outbound-ports", "8080", "wait"),
+    ];
+    for (name, setting, ports, does) in pods {
+        let pod = LEFT_OUT.replace("NAME", name).replace("SETTING", setting);
+        namespace.apply(&pod.replace("PORTS", ports).replace("DOES", does))?;
+    }
+    for (name, ..) in pods {
+        namespace.ready(&format!("pod/{name}"))?;
     }
     let (open, shut) = (namespace.address("open")?, namespace.address("shut")?);
     // The app sees who comes, as there is no sidecar between: otherwise it sees an address of its own pod.
