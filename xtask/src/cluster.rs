@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::image::{self, Build};
 use crate::programs::{self, For};
-use crate::{cargo, suite};
+use crate::test::test_command;
+use crate::{cargo, image, statics, suite};
 
 const USAGE: &str = "\
 cargo xtask cluster build          build all that a cluster needs, and no more
@@ -30,6 +30,9 @@ const DOWN_LIMIT: Duration = Duration::from_secs(2 * 60);
 const LOAD_LIMIT: Duration = Duration::from_secs(3 * 60);
 /// The kit's own name for what it makes (`CLUSTER_NAME` in tests/cluster/kit/lib).
 const NAME: &str = "cs";
+
+/// `cargo xtask cluster ahead`: what `build` does after our own programs are built. For `Ahead` alone.
+const AHEAD: &str = "ahead";
 
 /// Why there can be no cluster on this machine: not a failure of ours.
 #[derive(Debug)]
@@ -48,6 +51,8 @@ pub fn run(args: &[String]) -> Result<u8> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["up"] => {
+            possible()?;
+            cargo::build_all()?;
             let bed = Bed::up()?;
             println!(
                 "\nThe cluster is up, our images are loaded (localhost/countersign-*:{}).",
@@ -60,8 +65,10 @@ pub fn run(args: &[String]) -> Result<u8> {
         }
         ["build"] => {
             possible()?;
+            cargo::build_all()?;
             build().map(|_| 0)
         }
+        [AHEAD] => build().map(|_| 0),
         ["test"] => test(None),
         ["test", filter] => test(Some(filter)),
         ["down"] => {
@@ -78,22 +85,24 @@ pub fn run(args: &[String]) -> Result<u8> {
 }
 
 fn test(filter: Option<&str>) -> Result<u8> {
+    possible()?;
+    let programs = cargo::build_all()?;
     let bed = Bed::up()?;
-    let mut tests = cargo::cargo();
-    tests
-        .args(["test", "--package", PACKAGE, "--test", "cluster", "--test", "operations"])
-        .env("CLUSTER_BUILT", &bed.built);
-    if let Some(filter) = filter {
-        tests.args(["--", filter]);
-    }
-    let status = tests.status().context("running cargo test");
-    let ended = bed.end();
-    let status = status?;
-    ended?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+    let ours = programs.iter().filter(|program| program.package == PACKAGE && program.kind == "test");
+    let ran: Result<Vec<u8>> = ours
+        .map(|program| {
+            let mut tests = test_command(program);
+            let status = tests.args(filter).env("CLUSTER_BUILT", &bed.built).status();
+            let status = status.with_context(|| format!("running {}", program.executable.display()))?;
+            Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
+        })
+        .collect();
+    bed.end()?;
+    Ok(ran?.into_iter().max().unwrap_or(2))
 }
 
-/// Builds what is not yet built: the folder it is in, and that of the images for the tests.
+/// Makes all of it that is not yet there, with our own programs as they were built last: the folder it is in, and that of the images for
+/// the tests.
 fn build() -> Result<(PathBuf, PathBuf)> {
     let built = built()?;
     let began = Instant::now();
@@ -102,8 +111,7 @@ fn build() -> Result<(PathBuf, PathBuf)> {
     said("programs of the cluster", began);
     let began = Instant::now();
     let images = built.join("images/tests");
-    let packages = image::PROGRAMS.iter().map(|(package, _)| *package);
-    let statics = image::static_programs(Build::Quick, packages.chain([PACKAGE, "countersign-cli"]))?;
+    let statics = statics::of_the_build()?;
     // Beside it first: the one that is there may be running.
     let (program, beside) = (built.join("bin/countersign"), built.join("bin/countersign.new"));
     std::fs::copy(statics.join("countersign"), &beside)
@@ -133,7 +141,7 @@ impl Ahead {
         if programs::find("ionice").is_some() {
             command.args(["ionice", "-c", "3"]);
         }
-        command.arg(own_program()?).args(["cluster", "build"]);
+        command.arg(own_program()?).args(["cluster", AHEAD]);
         // In our own group: Ctrl-C ends it with us.
         command.stdin(Stdio::null()).stdout(output.try_clone().ok()?).stderr(output);
         command.spawn().ok().map(Self)
@@ -171,7 +179,7 @@ pub struct Bed {
 }
 
 impl Bed {
-    /// Builds what is not yet built, starts a cluster where none is up, and loads the images.
+    /// Makes all that is not yet there, starts a cluster where none is up, and loads the images.
     pub fn up() -> Result<Self> {
         possible()?;
         let (built, images) = build()?;

@@ -1,6 +1,6 @@
 //! `cargo xtask image`: our programs as container images, without a container engine: one static program on nothing else.
 //!
-//! Called by people, with the profile that ships; `cluster` makes the same images of a quicker build. It must never put anything into an
+//! Called by people, with the profile that ships; `cluster` makes the same images of what the tests are built with. It must never put anything into an
 //! image but the program.
 
 mod elf;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use self::oci::Image;
 use self::tar::Archive;
-use crate::cargo;
+use crate::{cargo, statics};
 
 const USAGE: &str = "cargo xtask image [--registry NAME] [--tag TAG] [--out FOLDER] [--quick]";
 
@@ -26,42 +26,15 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("countersign-injector", "65532:65532"),
 ];
 
-/// With how much care programs are compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Build {
-    /// As they ship: minutes.
-    Dist,
-    /// For tests on a cluster.
-    Quick,
-}
-
-impl Build {
-    fn profile(self) -> &'static str {
-        match self {
-            Self::Dist => "dist",
-            Self::Quick => "cluster",
-        }
-    }
-}
-
-/// Settings of the quick build. A folder of its own, as the flag for static programs would otherwise rebuild everything that others
-/// wait for; without incremental state and debug information, as nobody edits and rebuilds there.
-const QUICK: &[&str] = &[
-    "profile.cluster.inherits='dev'",
-    "profile.cluster.debug=false",
-    "profile.cluster.strip=true",
-    "profile.cluster.incremental=false",
-    "profile.cluster.opt-level=1",
-    "profile.cluster.package.'*'.opt-level=1",
-    "profile.cluster.package.k8s-openapi.opt-level=0",
-];
+/// The profile that ships.
+const PROFILE: &str = "dist";
 
 /// Runs the command.
 pub fn run(args: &[String]) -> Result<u8> {
     let mut registry = "localhost".to_owned();
     let mut tag = env!("CARGO_PKG_VERSION").to_owned();
     let mut out = None;
-    let mut build = Build::Dist;
+    let mut quick = false;
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value\n{USAGE}"));
@@ -69,7 +42,7 @@ pub fn run(args: &[String]) -> Result<u8> {
             "--registry" => registry = value()?,
             "--tag" => tag = value()?,
             "--out" => out = Some(PathBuf::from(value()?)),
-            "--quick" => build = Build::Quick,
+            "--quick" => quick = true,
             other => bail!("no such option: {other}\n{USAGE}"),
         }
     }
@@ -77,8 +50,13 @@ pub fn run(args: &[String]) -> Result<u8> {
         Some(out) => out,
         None => cargo::target_dir()?.join("image"),
     };
-    println!("Building static programs (profile {}; the first time takes some minutes) ...", build.profile());
-    let programs = static_programs(build, PROGRAMS.iter().map(|(package, _)| *package))?;
+    println!("Building static programs (the first time takes some minutes) ...");
+    let programs = if quick {
+        cargo::build_all()?;
+        statics::of_the_build()?
+    } else {
+        static_programs(PROGRAMS.iter().map(|(package, _)| *package))?
+    };
     for file in ours(&programs, &registry, &tag, &out)? {
         let size = std::fs::metadata(&file).map(|meta| meta.len()).unwrap_or(0);
         println!("{}  {:.1} MiB", file.display(), size as f64 / f64::from(1 << 20));
@@ -87,15 +65,12 @@ pub fn run(args: &[String]) -> Result<u8> {
     Ok(0)
 }
 
-/// Builds the programs of these packages, statically linked; returns the folder they are in.
-pub fn static_programs<'p>(build: Build, packages: impl IntoIterator<Item = &'p str>) -> Result<PathBuf> {
+/// Builds the programs of these packages as they ship, statically linked; returns the folder they are in.
+pub fn static_programs<'p>(packages: impl IntoIterator<Item = &'p str>) -> Result<PathBuf> {
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut command = cargo::cargo();
-    command.args(["build", "--bins", "--profile", build.profile(), "--target", &triple]).args(cargo::features());
+    command.args(["build", "--bins", "--profile", PROFILE, "--target", &triple]).args(cargo::features());
     command.args(["--config", &format!("target.{triple}.rustflags=['-Ctarget-feature=+crt-static']")]);
-    if build == Build::Quick {
-        command.args(QUICK.iter().flat_map(|setting| ["--config", setting]));
-    }
     for package in packages {
         command.args(["--package", package]);
     }
@@ -104,7 +79,7 @@ pub fn static_programs<'p>(build: Build, packages: impl IntoIterator<Item = &'p 
     if !command.status().context("running cargo build")?.success() {
         bail!("cargo build of static programs failed; the errors are above");
     }
-    Ok(cargo::target_dir()?.join(triple).join(build.profile()))
+    Ok(cargo::target_dir()?.join(triple).join(PROFILE))
 }
 
 /// Writes the image of each of our programs; returns the files.

@@ -12,6 +12,7 @@ mod image;
 mod lint;
 mod programs;
 mod report;
+mod statics;
 mod suite;
 mod test;
 
@@ -35,6 +36,9 @@ cargo xtask setup                install the system programs that tests and demo
 ";
 
 fn main() -> ExitCode {
+    if let Some(code) = statics::in_place_of_rustc() {
+        return code;
+    }
     let mut args = std::env::args().skip(1);
     let command = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();

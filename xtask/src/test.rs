@@ -9,7 +9,8 @@ mod suites;
 
 use anyhow::{Context, Result};
 
-use self::suites::{NAMESPACE_LIMIT, UNIT_LIMIT, names, test_command};
+pub use self::suites::test_command;
+use self::suites::{NAMESPACE_LIMIT, UNIT_LIMIT, names};
 use crate::programs::{self, For};
 use crate::report::{Report, Tally};
 use crate::{bench, cargo, cluster, lint};
