@@ -38,4 +38,4 @@ pub use lacks::{Here, Lacks};
 pub use namespace::{Namespace, Task};
 pub use net::{LINK_V4, LINK_V6, Net, Pod, PodSpec};
 pub use raw::Raw;
-pub use wait::{wait_for, wait_until};
+pub use wait::{uninterrupted, wait_for, wait_until};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_kit::mesh::{MeshPod, MeshPodSpec};
-use countersign_kit::{Inside, hostile, wait_until};
+use countersign_kit::{Inside, hostile, uninterrupted, wait_until};
 use socket2::{Domain, Socket, Type};
 
 use crate::stage::{PORT, SOON, Stage, at, metric};
@@ -120,7 +120,7 @@ fn stall(stage: &Stage, sender: TcpStream, mut receiver: TcpStream) -> Result<()
             receiver.read_exact(&mut received).with_context(|| format!("block {number}"))?;
             ensure!(received == block, "block {number} is not what was sent");
         }
-        ensure!(receiver.read(&mut received)? == 0, "more than was sent");
+        ensure!(uninterrupted(|| receiver.read(&mut received))? == 0, "more than was sent");
         sending.join().ok().context("the sender panicked")??;
         bounded("after all of it")
     })

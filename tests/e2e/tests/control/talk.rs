@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, anyhow, bail, ensure};
 use countersign_kit::mesh::MeshPod;
-use countersign_kit::{Namespace, Pod, Task};
+use countersign_kit::{Namespace, Pod, Task, uninterrupted};
 use serde_json::{Value, json};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -164,10 +164,15 @@ impl Talk {
     /// Ends well: half-close, then the other side's.
     pub fn finish(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
-        match self.stream.read(&mut [0; 16])? {
+        match self.listen()? {
             0 => Ok(()),
             n => Err(io::Error::other(format!("{n} bytes after the end"))),
         }
+    }
+
+    /// One read.
+    fn listen(&mut self) -> io::Result<usize> {
+        uninterrupted(|| self.stream.read(&mut [0; 16]))
     }
 
     /// Ends by a reset.
@@ -178,7 +183,7 @@ impl Talk {
     /// Whether it is still open after `span`; comes back at once when it ends.
     pub fn outlives(&mut self, span: Duration) -> Result<bool> {
         self.stream.set_read_timeout(Some(span))?;
-        let read = self.stream.read(&mut [0; 16]);
+        let read = self.listen();
         self.stream.set_read_timeout(Some(PATIENCE))?;
         match read {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(true),
@@ -193,7 +198,7 @@ impl Talk {
             return Ok(End::Reset);
         }
         self.stream.set_read_timeout(Some(limit))?;
-        match self.stream.read(&mut [0; 16]) {
+        match self.listen() {
             Ok(0) => Ok(End::Clean),
             Ok(n) => bail!("{n} bytes instead of an end"),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(End::Reset),

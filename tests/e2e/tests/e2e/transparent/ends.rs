@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use countersign_kit::mesh::MeshPod;
-use countersign_kit::{Pod, wait_until};
+use countersign_kit::{Pod, uninterrupted, wait_until};
 use serde_json::json;
 use socket2::SockRef;
 
@@ -80,7 +80,7 @@ fn reset_heard(mut resetting: TcpStream, mut listening: TcpStream) -> Result<()>
     listening.read_exact(&mut [0; PART])?;
     SockRef::from(&resetting).set_linger(Some(Duration::ZERO))?;
     drop(resetting);
-    match listening.read(&mut [0; PART]) {
+    match uninterrupted(|| listening.read(&mut [0; PART])) {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
         other => bail!("instead of a reset: {other:?}"),
     }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use countersign_kit::Pod;
+use countersign_kit::{Pod, uninterrupted};
 
 use super::{only_the_frontend, place};
 use crate::programs::{Place, curl};
@@ -51,7 +51,8 @@ fn first_bytes(pod: &Pod, server: SocketAddr, greeting: &[u8]) -> Result<Vec<Dur
         let mut stream = pod.inside(|| TcpStream::connect_timeout(&server, LIMIT))?;
         stream.set_read_timeout(Some(LIMIT))?;
         let mut said = [0; 64];
-        let length = stream.read(&mut said).with_context(|| format!("waiting for {server} to speak"))?;
+        let length = uninterrupted(|| stream.read(&mut said));
+        let length = length.with_context(|| format!("waiting for {server} to speak"))?;
         times.push(began.elapsed());
         ensure!(said[..length].windows(greeting.len()).any(|part| part == greeting), "{:?}", &said[..length]);
         open.push(stream);
