@@ -29,23 +29,37 @@ pub const PROGRAMS: &[(&str, &str)] = &[
 /// The profile that ships.
 const PROFILE: &str = "dist";
 
+/// What was asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    registry: String,
+    tag: String,
+    out: Option<PathBuf>,
+    quick: bool,
+}
+
+impl Wanted {
+    fn read(args: &[String]) -> Result<Self> {
+        let (registry, tag) = ("localhost".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        let mut wanted = Self { registry, tag, out: None, quick: false };
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value\n{USAGE}"));
+            match arg.as_str() {
+                "--registry" => wanted.registry = value()?,
+                "--tag" => wanted.tag = value()?,
+                "--out" => wanted.out = Some(PathBuf::from(value()?)),
+                "--quick" => wanted.quick = true,
+                other => bail!("no such option: {other}\n{USAGE}"),
+            }
+        }
+        Ok(wanted)
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &[String]) -> Result<u8> {
-    let mut registry = "localhost".to_owned();
-    let mut tag = env!("CARGO_PKG_VERSION").to_owned();
-    let mut out = None;
-    let mut quick = false;
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().cloned().with_context(|| format!("{arg} needs a value\n{USAGE}"));
-        match arg.as_str() {
-            "--registry" => registry = value()?,
-            "--tag" => tag = value()?,
-            "--out" => out = Some(PathBuf::from(value()?)),
-            "--quick" => quick = true,
-            other => bail!("no such option: {other}\n{USAGE}"),
-        }
-    }
+    let Wanted { registry, tag, out, quick } = Wanted::read(args)?;
     let out = match out {
         Some(out) => out,
         None => cargo::target_dir()?.join("image"),
@@ -135,6 +149,20 @@ mod tests {
 
     fn json(bytes: &[u8]) -> Value {
         serde_json::from_slice(bytes).unwrap()
+    }
+
+    #[test]
+    fn what_is_asked_for_is_read_and_what_is_unknown_is_named() {
+        let read = |text: &str| Wanted::read(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        let usual = read("").unwrap();
+        assert_eq!((usual.registry.as_str(), usual.tag.as_str()), ("localhost", env!("CARGO_PKG_VERSION")));
+        assert!(usual.out.is_none() && !usual.quick);
+        let all = read("--registry registry.example/a --tag 7 --out /tmp/images --quick").unwrap();
+        let (registry, tag) = ("registry.example/a".to_owned(), "7".to_owned());
+        assert_eq!(all, Wanted { registry, tag, out: Some("/tmp/images".into()), quick: true });
+        for (bad, named) in [("--tag", "--tag needs a value"), ("--tags 7", "no such option: --tags")] {
+            assert!(read(bad).unwrap_err().to_string().contains(named), "{bad}");
+        }
     }
 
     #[test]
