@@ -9,6 +9,8 @@ mod crates;
 mod sources;
 mod words;
 
+use std::process::{Command, Stdio};
+
 use anyhow::Result;
 
 use crate::cargo;
@@ -43,6 +45,9 @@ pub fn check() -> Result<Found> {
     words::check(&root, &mut found)?;
     cited::check(&root, &mut found)?;
     ci(&root, &mut found);
+    let tags = Command::new("git").args(["tag", "--list", "v*"]).current_dir(&root).stderr(Stdio::null()).output();
+    let tags = tags.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    found.problems.extend(played(&tags, root.join(PLAYED).is_file()));
     Ok(found)
 }
 
@@ -54,6 +59,15 @@ pub fn run() -> Result<u8> {
     Ok(u8::from(!found.problems.is_empty()))
 }
 
+/// What plays the version before this one in tests, as long as none was released.
+const PLAYED: &str = "tests/kit/src/versions.rs";
+
+/// From the first release on, its own programs are to be run.
+fn played(tags: &str, played: bool) -> Option<String> {
+    let release = tags.lines().last().filter(|_| played)?;
+    Some(format!("{PLAYED}: plays the version before this one, and {release} is released: run its programs instead"))
+}
+
 /// CI runs the command that people run, and no other.
 fn ci(root: &std::path::Path, found: &mut Found) {
     let script = std::fs::read_to_string(root.join(".ci/run")).unwrap_or_default();
@@ -62,5 +76,17 @@ fn ci(root: &std::path::Path, found: &mut Found) {
     };
     if script.lines().map(str::trim).filter(said).ne(["cargo xtask test"]) {
         found.problems.push(".ci/run: does something other than `cargo xtask test`".into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_is_not_played_but_run() {
+        assert_eq!(played("", true), None);
+        assert_eq!(played("v0.1.0\n", false), None);
+        assert!(played("v0.1.0\nv0.2.0\n", true).is_some_and(|problem| problem.contains("v0.2.0")));
     }
 }
