@@ -136,6 +136,7 @@ pub fn all(before: Option<&Path>) -> Vec<Box<dyn Peer>> {
         Box::new(direct::Direct),
         Box::new(Relay::small()),
         Box::new(Relay::large()),
+        Box::new(Relay::redirected()),
         Box::new(Countersign::default()),
         Box::new(envoy::Envoy { http: false }),
         Box::new(envoy::Envoy { http: true }),
@@ -146,7 +147,7 @@ pub fn all(before: Option<&Path>) -> Vec<Box<dyn Peer>> {
     ];
     if let Some(before) = before {
         let before = Countersign { before: Some(before.to_path_buf()), ..Countersign::default() };
-        all.insert(4, Box::new(before));
+        all.insert(5, Box::new(before));
     }
     all
 }

@@ -1,15 +1,16 @@
 //! A plain TCP relay on both sides, no TLS, no rules: the floor. HAProxy where it is installed (as in the peers' first
-//! measurement), else our own.
+//! measurement), else our own. Once more with the traffic redirected to it as in a pod: what interception alone costs, as the
+//! kernel then tracks every packet of all three connections.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Result;
 use countersign_kit::mesh::binary;
-use countersign_kit::{Namespace, PodCommand};
+use countersign_kit::{Namespace, Net, Pod, PodCommand, PodSpec, Running};
 
-use super::{Pair, Peer, Up, find, first_line};
-use crate::stage::Stage;
+use super::{Pair, Peer, Place, Up, find, first_line, missing};
+use crate::stage::{APP, Stage, start_app, tune};
 
 /// The relay, with buffers of one size.
 pub struct Relay {
@@ -17,25 +18,81 @@ pub struct Relay {
     about: &'static str,
     buffer: usize,
     threads: usize,
+    redirected: bool,
 }
+
+/// Two pods of its own, as a redirect concerns a whole pod.
+struct Pods {
+    _sides: [Running; 2],
+    _app: Running,
+    _server: Pod,
+    _net: Net,
+}
+
+/// Where the relay of each pod listens, and where the client's side dials: like a sidecar's, it is redirected at the server's pod.
+const CLIENT: u16 = 15001;
+const SERVER: u16 = 15006;
+const DIALLED: u16 = 8081;
 
 impl Relay {
     /// HAProxy's own default: 16 KiB.
     #[must_use]
     pub fn small() -> Self {
-        Self { name: "relay", about: "plain TCP relay twice, 16 KiB buffers", buffer: 16 * 1024, threads: 1 }
+        let about = "plain TCP relay twice, 16 KiB buffers";
+        Self { name: "relay", about, buffer: 16 * 1024, threads: 1, redirected: false }
     }
 
     /// 128 KiB.
     #[must_use]
     pub fn large() -> Self {
-        Self { name: "relay-128k", about: "plain TCP relay twice, 128 KiB buffers", buffer: 128 * 1024, threads: 1 }
+        let about = "plain TCP relay twice, 128 KiB buffers";
+        Self { name: "relay-128k", about, buffer: 128 * 1024, threads: 1, redirected: false }
+    }
+
+    /// The small one, with nftables' redirects in both pods.
+    #[must_use]
+    pub fn redirected() -> Self {
+        let about = "the relay with 16 KiB, interception as in a pod";
+        Self { name: "relay-redirected", about, redirected: true, ..Self::small() }
     }
 
     /// The same with more worker threads, where the relay is HAProxy.
     #[must_use]
     pub fn with_threads(self, threads: usize) -> Self {
         Self { threads, ..self }
+    }
+
+    fn between_redirects<'a>(&self, stage: &'a Stage) -> Result<Up<'a>> {
+        let net = Net::new(stage.inside())?;
+        let client = net.pod(PodSpec::numbered("relay-client", 51))?;
+        let server = net.pod(PodSpec::numbered("relay-server", 52))?;
+        tune(&client)?;
+        tune(&server)?;
+        let app = start_app(&server)?;
+        let redirect = |hook: &str, which: &str, to: u16| {
+            format!(
+                "table ip relay {{\nchain all {{ type nat hook {hook} priority -100; {which} redirect to :{to}; }}\n}}\n"
+            )
+        };
+        client.nft(&redirect("output", &format!("ip daddr {} tcp dport {APP}", server.v4()), CLIENT))?;
+        server.nft(&redirect("prerouting", &format!("tcp dport {DIALLED}"), SERVER))?;
+        let pair = Pair::new(stage, self.name);
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let dialled = SocketAddr::new(server.v4().into(), DIALLED);
+        let sides = [
+            self.side(&pair, "client", &client, any(CLIENT), dialled)?.spawn()?,
+            self.side(&pair, "server", &server, any(SERVER), pair.app)?.spawn()?,
+        ];
+        let up = Up {
+            target: SocketAddr::new(server.v4().into(), APP),
+            client: vec![sides[0].pid()],
+            server: vec![sides[1].pid()],
+            guarded: None,
+            place: Place::Own(Box::new(client)),
+            keep: Box::new(Pods { _sides: sides, _app: app, _server: server, _net: net }),
+        };
+        up.ready()?;
+        Ok(up)
     }
 
     fn side(&self, pair: &Pair, side: &str, at: &Namespace, listen: SocketAddr, to: SocketAddr) -> Result<PodCommand> {
@@ -77,7 +134,7 @@ impl Peer for Relay {
     }
 
     fn lacks(&self) -> Option<String> {
-        None
+        self.redirected.then(|| missing("nft")).flatten()
     }
 
     fn version(&self) -> String {
@@ -92,6 +149,9 @@ impl Peer for Relay {
     }
 
     fn start<'a>(&self, stage: &'a Stage) -> Result<Up<'a>> {
+        if self.redirected {
+            return self.between_redirects(stage);
+        }
         let pair = Pair::new(stage, self.name);
         let client = self.side(&pair, "client", &stage.client, pair.client, pair.server)?;
         let server = self.side(&pair, "server", &stage.server, pair.server, pair.app)?;
