@@ -14,6 +14,7 @@ use crate::index::Holder;
 use crate::testing::trust_domain;
 
 const PODS: &str = "/api/v1/pods";
+const CIDRS: &str = "/apis/networking.k8s.io/v1/servicecidrs";
 const POLICIES: &str = "/apis/policy.countersign.dev/v1alpha1/authorizationpolicies";
 
 fn pod(name: &str, address: &str) -> Value {
@@ -43,8 +44,11 @@ struct Running {
 
 impl Running {
     fn start(api: &FakeApi) -> Self {
+        Self::with(api, Ranges { pods: Vec::new(), services: Vec::new() })
+    }
+
+    fn with(api: &FakeApi, ranges: Ranges) -> Self {
         let (publish, snapshots) = tokio::sync::watch::channel(Arc::new(Snapshot::nothing()));
-        let ranges = Ranges { pods: Vec::new(), services: Vec::new() };
         let task = tokio::spawn(run(api.client(), trust_domain(), ranges, publish));
         Running { api: api.clone(), snapshots, task }
     }
@@ -75,7 +79,7 @@ fn small() -> FakeApi {
     let api = FakeApi::new();
     api.put("/api/v1/nodes", json!({"metadata": {"name": "node-a"}, "spec": {"podCIDRs": ["10.77.0.0/24"]}}));
     let cidr = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}});
-    api.put("/apis/networking.k8s.io/v1/servicecidrs", cidr);
+    api.put(CIDRS, cidr);
     api.put(PODS, pod("b1", "10.77.0.11"));
     api.put(POLICIES, policy("rule", 1, 8080));
     api
@@ -90,6 +94,26 @@ async fn what_is_there_and_what_comes_later_is_known() {
     running.api.delete(PODS, "b1");
     running.until_there("10.77.0.11", false).await;
     assert!(holds(&running.snapshots.borrow(), "10.77.0.12"));
+}
+
+/// Kubernetes has no ServiceCIDRs before 1.33: a watch that never lists would hold up the first picture.
+#[tokio::test(start_paused = true)]
+async fn service_ranges_that_the_operator_says_are_not_asked_for() {
+    let api = small();
+    api.forbid(CIDRS, true);
+    let services = vec!["10.96.0.0/16".parse().unwrap()];
+    let mut running = Running::with(&api, Ranges { pods: Vec::new(), services });
+    running.until_there("10.77.0.11", true).await;
+    // They are asked for where nobody says them: nothing is known then, and that is told.
+    let mut asking = Running::start(&api);
+    let refused = |snapshot: &Arc<Snapshot>| {
+        snapshot
+            .problems
+            .iter()
+            .any(|problem| problem.to_string().starts_with("servicecidrs.networking.k8s.io: is not watched: 403"))
+    };
+    let told = asking.until("the reason", refused).await;
+    assert!(told.index.is_none());
 }
 
 #[tokio::test(start_paused = true)]
