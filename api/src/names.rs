@@ -22,6 +22,8 @@ pub const LABEL_EGRESS: &str = "countersign.dev/egress";
 pub const DOMAIN: &str = "countersign.dev";
 /// Label of a namespace or a pod: `enabled` or `disabled`. The pod's own goes before its namespace's.
 pub const LABEL_INJECT: &str = "countersign.dev/inject";
+/// Kubernetes' annotation of a pod that only mirrors a static one, which a kubelet runs from a file; only a node may make one.
+pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 /// Pod annotation that the injector leaves: JSON, what it did and with which version. Never read as a permission.
 pub const ANNOTATION_STATUS: &str = "countersign.dev/status";
 /// Prefix of the pod annotations by which a pod asks for a setting of its own sidecar.

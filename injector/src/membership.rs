@@ -28,9 +28,6 @@ pub enum Why {
     MirrorPod,
 }
 
-/// Annotation of a mirror pod; only a node may make one.
-const MIRROR: &str = "kubernetes.io/config.mirror";
-
 impl Why {
     /// A word for it, in audit annotations and metrics.
     #[must_use]
@@ -77,7 +74,7 @@ pub fn of(pod: &Pod, namespace: Option<&str>) -> Result<Membership, Problem> {
     if pod.says("hostNetwork") {
         return Ok(Membership::Out(Why::HostNetwork));
     }
-    let mirror = pod.annotations().any(|(key, _)| key == MIRROR);
+    let mirror = pod.annotations().any(|(key, _)| key == names::MIRROR_POD);
     Ok(if mirror { Membership::Out(Why::MirrorPod) } else { Membership::In })
 }
 
@@ -125,8 +122,7 @@ mod tests {
 
     #[test]
     fn a_mirror_of_a_static_pod_is_left_alone() {
-        let pod =
-            json!({ "metadata": { "annotations": { MIRROR: "x" } }, "spec": { "containers": [{ "name": "a" }] } });
+        let pod = json!({ "metadata": { "annotations": { names::MIRROR_POD: "x" } }, "spec": { "containers": [{ "name": "a" }] } });
         assert_eq!(of(&Pod::read(&pod).unwrap(), Some("enabled")), Ok(Membership::Out(Why::MirrorPod)));
     }
 }

@@ -13,7 +13,8 @@ pub fn has_sidecar(pod: &Value) -> bool {
     inits.iter().any(ours) && !on_host(pod)
 }
 
-/// Whether a pod should have one: its own label goes before its namespace's; pods on the node's network never.
+/// Whether a pod should have one: its own label goes before its namespace's; pods on the node's network never, nor those that the API server
+/// only mirrors: the kubelet has them from a file, and no webhook changes them.
 pub fn should(pod: &Value, namespace: Option<&Value>) -> bool {
     let word = label(pod).or_else(|| namespace.and_then(label));
     word == Some("enabled") && !on_host(pod) && !exempt(pod)
@@ -53,7 +54,7 @@ pub fn on_host(pod: &Value) -> bool {
 
 /// The webhook leaves these out.
 fn exempt(pod: &Value) -> bool {
-    pod["metadata"]["namespace"] == "kube-system"
+    pod["metadata"]["namespace"] == "kube-system" || !pod["metadata"]["annotations"][names::MIRROR_POD].is_null()
 }
 
 #[cfg(test)]
@@ -70,6 +71,13 @@ mod tests {
         let (on, off, none) = (labelled("enabled"), labelled("disabled"), json!({}));
         assert!(should(&on, None) && should(&on, Some(&off)) && should(&none, Some(&on)));
         assert!(!should(&off, Some(&on)) && !should(&none, Some(&off)) && !should(&none, None));
+    }
+
+    #[test]
+    fn a_mirror_of_a_static_pod_should_have_none() {
+        let mut pod = labelled("enabled");
+        pod["metadata"]["annotations"] = json!({ names::MIRROR_POD: "2f0a" });
+        assert!(!should(&pod, None));
     }
 
     #[test]

@@ -27,28 +27,77 @@ struct Question {
 
 /// Asks about all of it.
 pub async fn findings(api: &Api, world: &World) -> Result<Vec<Finding>> {
-    let (questions, todo) = match world.pre {
-        true => (of_installer(world)?, "install with an account that may (cluster-admin has all)"),
-        false => (of_accounts(world), "apply the manifest once more; somebody changed the roles or bindings"),
+    let (questions, well, todo) = match world.pre {
+        true => {
+            let (questions, kinds) = of_installer(world)?;
+            let well =
+                format!("you may make and change all {kinds} kinds of objects, and give the mesh its permissions");
+            (questions, well, "install with an account that may (cluster-admin has all)")
+        }
+        false => {
+            let questions = of_roles(world, |account| Some(account.to_owned()));
+            let well = format!("the mesh's accounts may do each of {} things that they must", questions.len());
+            (questions, well, "apply the manifest once more; somebody changed the roles or bindings")
+        }
     };
-    let (mut refused, mut unknown) = (Vec::new(), None);
-    for question in &questions {
+    let mut answers = asked(api, &questions).await;
+    if world.pre {
+        answers = answers.and(gives(api, world).await);
+    }
+    Ok(vec![match (&answers.unknown, answers.refused.is_empty()) {
+        (Some(error), true) => Finding::unknown("permissions", error),
+        _ => Finding::none_of("permissions", well, &answers.refused, todo),
+    }])
+}
+
+/// What came of questions.
+#[derive(Default)]
+struct Answers {
+    refused: Vec<String>,
+    unknown: Option<CallError>,
+}
+
+impl Answers {
+    fn and(mut self, other: Self) -> Self {
+        self.refused.extend(other.refused);
+        Self { refused: self.refused, unknown: self.unknown.or(other.unknown) }
+    }
+
+    fn is_yes(&self) -> bool {
+        self.refused.is_empty() && self.unknown.is_none()
+    }
+}
+
+async fn asked(api: &Api, questions: &BTreeSet<Question>) -> Answers {
+    let mut answers = Answers::default();
+    for question in questions {
         match ask(api, question).await {
             Ok(true) => {}
-            Ok(false) => refused.push(question.to_string()),
-            Err(error) => unknown = Some(error),
+            Ok(false) => answers.refused.push(question.to_string()),
+            Err(error) => answers.unknown = Some(error),
         }
     }
-    Ok(vec![match (&unknown, refused.is_empty()) {
-        (Some(error), true) => Finding::unknown("permissions", error),
-        _ => {
-            let well = match world.pre {
-                true => format!("you may make and change all {} kinds of objects", questions.len() / 2),
-                false => format!("the mesh's accounts may do each of {} things that they must", questions.len()),
-            };
-            Finding::none_of("permissions", well, &refused, todo)
-        }
-    }])
+    answers
+}
+
+/// Whether whoever asks may give the mesh's accounts what they need: the API server lets nobody give away what they have not themselves,
+/// unless they may `escalate` and `bind`.
+async fn gives(api: &Api, world: &World) -> Answers {
+    let has = asked(api, &of_roles(world, |_| None)).await;
+    let may = |verb: &str, resource: &str, namespace: Option<&str>| Question {
+        who: None,
+        verb: verb.to_owned(),
+        group: "rbac.authorization.k8s.io".to_owned(),
+        resource: resource.to_owned(),
+        namespace: namespace.map(str::to_owned),
+        name: None,
+    };
+    let both = |resource, namespace| ["escalate", "bind"].map(|verb| may(verb, resource, namespace));
+    let beyond = [both("clusterroles", None), both("roles", Some(&world.namespace))].concat();
+    match has.is_yes() || asked(api, &beyond.into_iter().collect()).await.is_yes() {
+        true => Answers::default(),
+        false => has,
+    }
 }
 
 async fn ask(api: &Api, question: &Question) -> Result<bool, CallError> {
@@ -68,12 +117,13 @@ async fn ask(api: &Api, question: &Question) -> Result<bool, CallError> {
     Ok(answer["status"]["allowed"] == true)
 }
 
-/// Two questions for each kind that is installed.
-fn of_installer(world: &World) -> Result<BTreeSet<Question>> {
+/// What `kubectl apply` does with each kind that is installed; and how many kinds these are.
+fn of_installer(world: &World) -> Result<(BTreeSet<Question>, usize)> {
+    let verbs = ["get", "create", "patch"];
     let mut questions = BTreeSet::new();
     for object in &world.objects {
         let kind = Kind::of(object)?;
-        for verb in ["create", "patch"] {
+        for verb in verbs {
             questions.insert(Question {
                 who: None,
                 verb: verb.to_owned(),
@@ -84,15 +134,16 @@ fn of_installer(world: &World) -> Result<BTreeSet<Question>> {
             });
         }
     }
-    Ok(questions)
+    let kinds = questions.len() / verbs.len();
+    Ok((questions, kinds))
 }
 
-/// One question for each verb of each of our roles, for the account that the role is bound to: it has the role's name.
-fn of_accounts(world: &World) -> BTreeSet<Question> {
+/// One question for each verb of each of our roles, for whom `who` makes of the account that the role is bound to: it has the role's name.
+fn of_roles(world: &World, who: impl Fn(&str) -> Option<String>) -> BTreeSet<Question> {
     let mut questions = BTreeSet::new();
     for role in world.objects.iter().filter(|object| matches!(object["kind"].as_str(), Some("Role" | "ClusterRole"))) {
         let account = role["metadata"]["name"].as_str().unwrap_or_default();
-        let who = Some(format!("system:serviceaccount:{}:{account}", world.namespace));
+        let who = who(&format!("system:serviceaccount:{}:{account}", world.namespace));
         let namespace = (role["kind"] == "Role").then(|| world.namespace.clone());
         for rule in items(&role["rules"]) {
             let named =
@@ -172,17 +223,35 @@ mod tests {
     fn before_an_install_each_missing_permission_is_named() {
         let missing = found(true, |_, spec| {
             let of = &spec["resourceAttributes"];
-            assert!(matches!(of["verb"].as_str(), Some("create" | "patch")), "{of}");
-            of["resource"] != "clusterroles" && !(of["resource"] == "secrets" && of["verb"] == "create")
+            of["resource"] != "clusterroles" && !(of["resource"] == "services" && of["verb"] == "create")
         });
         assert_eq!(missing.state, State::Problem, "{missing:?}");
         let rbac = "rbac.authorization.k8s.io";
         let said = format!(
-            "you may not create secrets in countersign-system; you may not create clusterroles.{rbac}; you may not patch \
-             clusterroles.{rbac}"
+            "you may not create services in countersign-system; you may not create clusterroles.{rbac}; you may not get \
+             clusterroles.{rbac}; you may not patch clusterroles.{rbac}"
         );
         assert_eq!(missing.says, said);
         assert!(missing.todo.unwrap().contains("cluster-admin"));
+    }
+
+    #[test]
+    fn nobody_may_give_the_mesh_what_they_have_not_unless_they_may_escalate_and_bind() {
+        let reviews = |of: &Value| of["resource"] == "tokenreviews";
+        let beyond = |of: &Value, verbs: &[&str]| of["verb"].as_str().is_some_and(|verb| verbs.contains(&verb));
+        let without = found(true, move |_, spec| {
+            let of = &spec["resourceAttributes"];
+            !reviews(of) && !beyond(of, &["escalate", "bind"])
+        });
+        assert_eq!(without.state, State::Problem, "{without:?}");
+        assert_eq!(without.says, "you may not create tokenreviews.authentication.k8s.io");
+        let half = found(true, move |_, spec| {
+            let of = &spec["resourceAttributes"];
+            !reviews(of) && !beyond(of, &["bind"])
+        });
+        assert_eq!(half.state, State::Problem, "{half:?}");
+        let with = found(true, move |_, spec| !reviews(&spec["resourceAttributes"]));
+        assert_eq!(with.state, State::Ok, "{with:?}");
     }
 
     #[test]
