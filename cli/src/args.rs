@@ -202,7 +202,8 @@ pub struct WhyArgs {
     /// SPIFFE id of the source; left out: a source without identity
     #[arg(long, value_name = "ID")]
     pub from: Option<String>,
-    /// Pod and port that it wants: NAME:PORT or NAMESPACE/NAME:PORT
+    /// Workload or pod, and the port, that it wants: NAME:PORT or NAMESPACE/NAME:PORT. A workload (Deployment, StatefulSet, DaemonSet, Job) is known by
+    /// the names of its pods, which must have the same rules in force
     #[arg(long, value_name = "WORKLOAD:PORT")]
     pub to: String,
     /// Address that it comes from, where rules speak of addresses

@@ -127,26 +127,57 @@ pub fn why(args: &WhyArgs, format: Format) -> Result<Verdict> {
     Ok(Verdict::of(trace.allowed))
 }
 
-/// The configuration of the one sidecar whose pod is called so: `namespace/name`, or the name alone.
+/// The configuration of the sidecar of the pod, or of the pods of the workload, that is called so: `namespace/name`, or the name alone. Pods of one
+/// workload are one as long as they have the same rules in force.
 async fn dump_of(args: &WhyArgs, workload: &str) -> Result<(String, Value)> {
     let (sidecars, unasked) = sidecars(places::find(&args.places, Whose::Sidecars).await?).await?;
-    let is_called = |name: &str| name == workload || name.split_once('/').is_some_and(|(_, pod)| pod == workload);
-    let (found, others): (Vec<_>, Vec<_>) = sidecars.into_iter().partition(|(name, _)| is_called(name));
-    match found.as_slice() {
-        [(name, place)] => {
-            let dump = place.get("/config_dump").await.map_err(|error| anyhow!(places::problem(place, &error)))?;
-            Ok((name.clone(), dump.context("this sidecar shows no configuration")?))
+    let called = |is: fn(&str, &str) -> bool| {
+        let of = |name: &str| name.split_once('/').is_some_and(|(_, pod)| is(pod, workload)) || is(name, workload);
+        sidecars.iter().filter(|(name, _)| of(name)).collect::<Vec<_>>()
+    };
+    let found = Some(called(|name, wanted| name == wanted)).filter(|exactly| !exactly.is_empty());
+    let found = found.unwrap_or_else(|| called(is_pod_of));
+    if found.is_empty() {
+        let seen: Vec<_> = sidecars.iter().map(|(name, _)| name.as_str()).collect();
+        let mut problem = format!("no sidecar of {workload} was found; there are: {}", some(&seen));
+        if !unasked.is_empty() {
+            let unasked: Vec<_> = unasked.iter().map(String::as_str).collect();
+            problem += &format!("; not answered: {}", some(&unasked));
         }
-        [] => {
-            let seen: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
-            let mut problem = format!("no sidecar of {workload} was found; there are: {}", some(&seen));
-            if !unasked.is_empty() {
-                let unasked: Vec<_> = unasked.iter().map(String::as_str).collect();
-                problem += &format!("; not answered: {}", some(&unasked));
-            }
-            bail!(problem)
-        }
-        several => bail!("{} sidecars have that name: say namespace/name", several.len()),
+        bail!(problem)
+    }
+    let mut dumps = Vec::new();
+    for (name, place) in found {
+        let dump = place.get("/config_dump").await.map_err(|error| anyhow!(places::problem(place, &error)))?;
+        dumps.push((name.clone(), dump.context("this sidecar shows no configuration")?));
+    }
+    one_of(dumps)
+}
+
+/// The first, if all have the same rules in force.
+fn one_of(mut dumps: Vec<(String, Value)>) -> Result<(String, Value)> {
+    let namespace = |name: &str| name.split_once('/').map(|(namespace, _)| namespace.to_owned());
+    let of = |(name, dump): &(String, Value)| {
+        let workload = &dump["discovery"]["workload"];
+        (namespace(name), workload["revision"].clone(), workload["modes"].clone())
+    };
+    let first = dumps.first().map(of);
+    if let Some((other, _)) = dumps.iter().find(|dump| Some(of(dump)) != first) {
+        let name = dumps[0].0.as_str();
+        bail!("{} sidecars have that name, and not the same rules: say one, {name} or {other}", dumps.len())
+    }
+    Ok(dumps.swap_remove(0))
+}
+
+/// Whether a pod's name is one that Kubernetes makes of this workload's: of a StatefulSet's by a number, else by five random letters, for a Deployment
+/// behind the hash of its template.
+fn is_pod_of(pod: &str, workload: &str) -> bool {
+    // apimachinery's pkg/util/rand: no vowels, and nothing that looks like one.
+    let random = |word: &str| word.bytes().all(|byte| b"bcdfghjklmnpqrstvwxz2456789".contains(&byte));
+    let Some(rest) = pod.strip_prefix(workload).and_then(|rest| rest.strip_prefix('-')) else { return false };
+    match rest.split_once('-') {
+        None => rest.parse::<u32>().is_ok() || (rest.len() == 5 && random(rest)),
+        Some((hash, last)) => (1..=10).contains(&hash.len()) && random(hash) && last.len() == 5 && random(last),
     }
 }
 
@@ -249,6 +280,38 @@ mod tests {
         assert_eq!(denied.reason.label(), "denied_by_unknown_rule");
         newer["discovery"]["workload"] = Value::Null;
         assert!(rules(&newer).unwrap_err().to_string().contains("no_rules_known"));
+    }
+
+    #[test]
+    fn a_workload_is_known_by_the_names_of_its_pods() {
+        for pod in ["orders-7c9f8b5d6-x2lkq", "orders-0", "orders-12", "orders-x2lkq"] {
+            assert!(is_pod_of(pod, "orders"), "{pod}");
+        }
+        for pod in [
+            "orders",
+            "orders-api-7c9f8b5d6-x2lkq",
+            "orders-api-0",
+            "orders2-0",
+            "orders-",
+            "orders-api",
+            "orders-7c9f8b5d6-",
+        ] {
+            assert!(!is_pod_of(pod, "orders"), "{pod}");
+        }
+        assert!(is_pod_of("shop/orders-0", "shop/orders"));
+    }
+
+    #[test]
+    fn pods_of_a_workload_are_one_while_they_have_the_same_rules() {
+        let named = |name: &str, dump: Value| (name.to_owned(), dump);
+        let (one, two) = (named("shop/orders-0", dump()), named("shop/orders-1", dump()));
+        assert_eq!(one_of(vec![one.clone(), two]).unwrap().0, "shop/orders-0");
+        let mut newer = dump();
+        newer["discovery"]["workload"]["revision"] = json!("r2");
+        for other in [named("shop/orders-1", newer), named("bank/orders-0", dump())] {
+            let said = one_of(vec![one.clone(), other.clone()]).unwrap_err().to_string();
+            assert!(said.contains("not the same rules") && said.contains(&other.0), "{said}");
+        }
     }
 
     #[test]
