@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::Others;
-use countersign_cluster_tests::{Cluster, LONGEST, Promise, throughout, until};
+use countersign_cluster_tests::{Cluster, LONGEST, Namespace, Promise, throughout, until};
 use serde_json::{Value, json};
 
 use crate::guard::by_hand;
-use crate::mesh::{SYSTEM, alone, meshed, pair};
+use crate::mesh::{ALONE, SYSTEM, alone, installed, meshed, pair};
 
 pub const PROMISES: &[Promise] = &[
     ("a_job_completes", Others, job),
     ("an_init_container_reaches_the_network", Others, init_container),
+    ("a_pod_is_in_or_out_by_its_own_label", Others, own_label),
     ("the_app_starts_only_after_the_sidecar_is_ready", Others, sidecar_first),
     ("the_app_does_not_start_where_the_redirect_rules_are_missing", Others, no_rules_no_app),
     ("a_rolling_update_under_load_fails_no_request", Others, rolling_update),
@@ -59,6 +60,28 @@ fn init_container(cluster: &Cluster) -> Result<()> {
     namespace.ready("pod/early")?;
     let said = namespace.kubectl(&["logs", "early", "-c", "early"])?;
     ensure!(said.starts_with("hello from server"), "{said}");
+    Ok(())
+}
+
+fn own_label(cluster: &Cluster) -> Result<()> {
+    installed(cluster)?;
+    let inits = |namespace: &Namespace<'_>| -> Result<Value> {
+        namespace.ready("pod/alone")?;
+        Ok(namespace.object(&["get", "pod", "alone"])?["spec"]["initContainers"].clone())
+    };
+    let labelled = |word: &str| ALONE.replace("app: alone", &format!("app: alone, countersign.dev/inject: {word}"));
+    // Ready says that the roots have come into this namespace, too: the sidecar mounts them.
+    let plain = Namespace::new(cluster, "life-label-in", &[])?;
+    plain.apply(&labelled("enabled"))?;
+    let names: Vec<_> = array(&inits(&plain)?)?.iter().map(|it| it["name"].clone()).collect();
+    ensure!(names == ["countersign-intercept", "countersign-proxy"], "{names:?}");
+    let roots = plain.object(&["get", "configmap", "countersign-bundle"])?;
+    ensure!(roots["data"]["bundle.pem"].as_str().is_some_and(|pem| pem.contains("BEGIN CERTIFICATE")), "{roots}");
+
+    let asking = meshed(cluster, "life-label-out")?;
+    asking.apply(&labelled("disabled"))?;
+    let none = inits(&asking)?;
+    ensure!(none.is_null(), "{none}");
     Ok(())
 }
 

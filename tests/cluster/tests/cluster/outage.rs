@@ -34,9 +34,32 @@ pub fn under_load(namespace: &Namespace<'_>, minute: impl FnOnce() -> Result<()>
     Ok(())
 }
 
+/// The same, and new connections to a server that is not meshed, in a namespace of its own.
+fn under_load_to_unmeshed_too(
+    namespace: &Namespace<'_>,
+    name: &'static str,
+    minute: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let (_outside, url) = unmeshed(namespace.cluster, name)?;
+    let load = namespace.load("load-unmeshed", &url, LONGEST, false)?;
+    let done = under_load(namespace, minute);
+    load.end()?;
+    done?;
+    load.nothing_failed().map(drop)
+}
+
+/// A server that is not meshed, in the mesh's own ranges; where it answers.
+fn unmeshed<'c>(cluster: &'c Cluster, name: &'static str) -> Result<(Namespace<'c>, String)> {
+    let outside = Namespace::new(cluster, name, &[])?;
+    outside.apply(UNMESHED)?;
+    outside.ready("pod/server")?;
+    let url = format!("http://{}:8080/", outside.address("server")?);
+    Ok((outside, url))
+}
+
 fn api_server(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "outage-api")?;
-    under_load(&namespace, || {
+    let done = under_load_to_unmeshed_too(&namespace, "outage-api-plain", || {
         cluster.daemon("control", "apiserver", "kill")?;
         let away = throughout(MINUTE, "the API server is away", || {
             let asked = cluster.kubectl(&["--request-timeout=2s", "get", "--raw", "/readyz"]);
@@ -48,12 +71,18 @@ fn api_server(cluster: &Cluster) -> Result<()> {
             cluster.kubectl(&["get", "--raw", "/readyz"])
         })?;
         away
-    })
+    });
+    // The cluster's own controllers come back one by one, some after another minute. Begun anew they are there at once, for whoever comes next.
+    cluster.daemon("control", "controller-manager", "kill")?;
+    cluster.daemon("control", "controller-manager", "start")?;
+    done
 }
 
 fn ca(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "outage-ca")?;
-    under_load(&namespace, || away(cluster, "countersign-ca", || stays_away(cluster, "countersign-ca"))?)
+    under_load_to_unmeshed_too(&namespace, "outage-ca-plain", || {
+        away(cluster, "countersign-ca", || stays_away(cluster, "countersign-ca"))?
+    })
 }
 
 fn controller(cluster: &Cluster) -> Result<()> {
@@ -144,7 +173,6 @@ fn injector(cluster: &Cluster) -> Result<()> {
     })?
 }
 
-/// A server that is not meshed, in the mesh's own ranges.
 const UNMESHED: &str = r"
 apiVersion: v1
 kind: Pod
@@ -159,15 +187,12 @@ const HOLDS: Duration = Duration::from_secs(30);
 
 fn unmeshed_for_a_while(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "outage-known")?;
-    let outside = Namespace::new(cluster, "outage-unmeshed", &[])?;
-    outside.apply(UNMESHED)?;
-    outside.ready("pod/server")?;
-    let url = format!("http://{}:8080/", outside.address("server")?);
+    let (_outside, url) = unmeshed(cluster, "outage-unmeshed")?;
     // Each request on a new connection, 20 a second, each load in a pod with a sidecar of its own.
-    let unmeshed = namespace.load("to-unmeshed", &url, 75, false)?;
+    let plain = namespace.load("to-unmeshed", &url, 75, false)?;
     let meshed = namespace.load("to-meshed", "http://server/", 75, false)?;
     away(cluster, "countersign-controller", || {
-        let report = unmeshed.report();
+        let report = plain.report();
         meshed.nothing_failed().context("who is meshed is reached all the while")?;
         let report = report?;
         let lost = lost_controller(&namespace, "to-unmeshed")?;

@@ -57,8 +57,8 @@ fn refused(cluster: &Cluster) -> Result<()> {
     let bad = [
         ("ports: [8080]", "ports: [70000]", "spec.rules[0].to[0].ports"),
         ("action: Deny", "action: Perhaps", "spec.action"),
-        ("to:", "too:", "too"),
-        ("matchLabels: {app: server}", "matchLabels: {}", "matchLabels"),
+        ("to:", "too:", "spec.rules[0].too"),
+        ("matchLabels: {app: server}", "matchLabels: {}", "spec.selector.matchLabels"),
     ];
     for (good, bad, field) in bad {
         let answer = namespace.apply(&DENY.replace(good, bad));

@@ -35,7 +35,7 @@ fn the_wire(cluster: &Cluster) -> Result<()> {
     namespace.apply(&ALONE.replace("spec:", "spec:\n  nodeName: node0"))?;
     namespace.ready("pod/alone")?;
 
-    let mut listener = cluster.on_command("node0", &["python3", "-c", LISTENER, "eth0", "8080", address]);
+    let mut listener = cluster.on_command("node0", &["python3", "-c", LISTENER, "cni0", "8080", address]);
     let mut listener = listener.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let heard = listened(&mut listener, || {
         (0..5).try_for_each(|_| {
