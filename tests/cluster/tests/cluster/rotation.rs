@@ -1,20 +1,22 @@
-//! The root is replaced while a replica of the CA is lost.
+//! The root is replaced: by what both replicas of the CA are told, and while one is lost.
 //!
 //! It runs alone: there is one root, and all who are meshed follow it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::Nobody;
 use countersign_cluster_tests::{Cluster, Promise, until};
 use serde_json::Value;
 
-use crate::mesh::{SYSTEM, pair, system_said};
+use crate::mesh::{ALONE, SYSTEM, install, pair, system_said};
 use crate::outage::under_load;
 use crate::plane::staying;
 
-pub const PROMISES: &[Promise] =
-    &[("a_rotation_whose_leading_replica_is_lost_is_resumed_and_ends_and_fails_no_request", Nobody, leader_lost)];
+pub const PROMISES: &[Promise] = &[
+    ("a_rotation_whose_leading_replica_is_lost_is_resumed_and_ends_and_fails_no_request", Nobody, leader_lost),
+    ("a_root_is_replaced_by_what_two_replicas_are_told_and_no_request_fails", Nobody, replaced),
+];
 
 const A_WHILE: Duration = Duration::from_secs(60);
 
@@ -85,6 +87,63 @@ fn lost_in_mid_rotation(cluster: &Cluster) -> Result<()> {
         ensure!(held.matches("BEGIN CERTIFICATE").count() == 1, "{held}");
         Ok(())
     })
+}
+
+/// Leaves live an hour: whoever waited for their ends, and not for what holders report, would take longer by far.
+const BY_REPORTS: Duration = Duration::from_secs(10 * 60);
+
+fn replaced(cluster: &Cluster) -> Result<()> {
+    // Other tests have ended replicas, and whom those had signed for is waited for. A CA that begins anew has none of that.
+    let anew = || {
+        cluster.countersign_says(&["uninstall", "--yes", "--force", "--ca-state", "remove"])?;
+        install(cluster)
+    };
+    anew()?;
+    let done = replaced_under_load(cluster).map_err(|error| system_said(cluster, error));
+    if done.is_err() {
+        anew()?;
+    }
+    done
+}
+
+fn replaced_under_load(cluster: &Cluster) -> Result<()> {
+    let namespace = pair(cluster, "rotation-reports")?;
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| Ok::<_, anyhow::Error>(folder.path().join(name).to_str().context("a path")?.to_owned());
+    let (report, bundle) = (path("report.json")?, path("bundle.pem")?);
+    let roots = || {
+        let data = "jsonpath={.data.bundle\\.pem}";
+        cluster.kubectl(&["-n", SYSTEM, "get", "configmap", "countersign-bundle", "-o", data])
+    };
+    let before = roots()?;
+    under_load(&namespace, || {
+        let began = Instant::now();
+        let (good, said) = countersign(cluster, &["ca", "rotate", "--kubectl", "--report", &report, "-o", "json"])?;
+        ensure!(good && said["rotation"]["stage"] == "retired", "{said}");
+        ensure!(began.elapsed() < BY_REPORTS, "it took {:?}: {said}", began.elapsed());
+        Ok(())
+    })?;
+    let said: Value = serde_json::from_str(&std::fs::read_to_string(&report)?)?;
+    let (said, totals) = (&said["report"], &said["report"]["totals"]);
+    // The client, two servers, two loads and two controllers.
+    ensure!(totals["holders"].as_u64() >= Some(7) && totals["all_holders_known"] == true, "{totals}");
+    ensure!(totals["holding_the_bundle"] == totals["holders"], "{totals}");
+    ensure!(totals["leaves_of_the_new_root"] == totals["holders"], "{totals}");
+    ensure!(totals["connections_failed"] == 0 && totals["connections_good"].as_u64() > Some(100), "{totals}");
+    let stages = said["rotation"]["stages"].as_array().context("no stages")?;
+    ensure!(stages.len() == 4 && stages.iter().all(|passed| passed["forced"] == false), "{stages:?}");
+    for (pod, address) in replicas(cluster)? {
+        ensure!(told(said, &address) == Some(true), "{pod} at {address} did not tell: {said}");
+    }
+    let after = roots()?;
+    ensure!(after.matches("BEGIN CERTIFICATE").count() == 1 && after != before, "{after}");
+    std::fs::write(&bundle, &after)?;
+    let verified = cluster.countersign_says(&["ca", "report", "verify", &report, "--bundle", &bundle])?;
+    ensure!(verified.contains("has signed it"), "{verified}");
+    // A pod that starts now needs nothing of the old root.
+    namespace.apply(&ALONE.replace("app: alone", "app: client"))?;
+    namespace.ready("pod/alone")?;
+    namespace.curl("pod/alone", "http://server/").map(drop)
 }
 
 /// Name and address of each pod of the CA that runs.

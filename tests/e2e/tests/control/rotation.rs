@@ -246,6 +246,84 @@ pub fn ca_killed(inside: &Inside) -> Result<()> {
     Ok(())
 }
 
+/// All that runs ends at once, as when the machine loses its power, and is started again as it was.
+pub fn machine_restarted(inside: &Inside) -> Result<()> {
+    let stage = stage(inside)?;
+    let mesh = &stage.mesh;
+    let pods = [&stage.client, &stage.server];
+    let restart = || -> Result<()> {
+        mesh.stop_ca();
+        mesh.stop_controller();
+        pods.iter().for_each(|pod| pod.stop_sidecar());
+        mesh.start_ca()?;
+        mesh.start_controller()?;
+        pods.iter().try_for_each(|pod| mesh.start_sidecar(pod))
+    };
+    let goes_on = |id: &str, stages: &[&str], roots: usize| -> Result<()> {
+        ensure!(text(&at_stage(mesh, stages)?, "/rotation/id")? == id, "another rotation");
+        ensure!(mesh.roots()?.len() == roots, "{roots} roots are in the bundle again");
+        wait_until(SOON, || exchange(&stage.client, stage.address())).map(drop)
+    };
+    let before = mesh.roots()?;
+    let (_, status) = json(mesh, &["prepare"])?;
+    let id = text(&status, "/rotation/id")?;
+    restart()?;
+    goes_on(&id, &["prepared", "distributed"], 2)?;
+    as_soon(mesh, "activate")?;
+    restart()?;
+    goes_on(&id, &["active"], 2)?;
+    let (code, said) = json(mesh, &["rotate"])?;
+    ensure!(code == 0 && said["rotation"]["stage"] == "retired", "{said}");
+    restart()?;
+    goes_on(&id, &["retired"], 1)?;
+    ensure!(mesh.roots()? != before, "the old root is back");
+    Ok(())
+}
+
+/// What the operators' page says for a rotation or an abort that is under way when somebody else has the key.
+pub fn forced(inside: &Inside) -> Result<()> {
+    let stage = stage(inside)?;
+    let mesh = &stage.mesh;
+    let before = mesh.roots()?;
+    json(mesh, &["prepare"])?;
+    as_soon(mesh, "activate")?;
+    std::thread::scope(|scope| {
+        let abort = scope.spawn(|| json(mesh, &["abort"]));
+        let ended = (|| {
+            wait_until(SOON, || at_stage(mesh, &["returning"]))?;
+            let (code, said) = json(mesh, &["rotate"])?;
+            let why = said.to_string();
+            ensure!(code == 1 && why.contains("an abort is under way"), "{why}");
+            let ask =
+                mesh.system().command(binary("countersign-ca")?).args(["ask", "--post", "/rotation/retire/forced"]);
+            let asked = ask.args(["--admin-socket".into(), mesh.ca_socket().into_os_string()]).finish()?;
+            ensure!(asked.status.code() == Some(0), "{}{}", asked.text(), asked.errors());
+            at_stage(mesh, &["aborted"])
+        })();
+        let (code, said) = abort.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
+        ensure!(code == 0, "{said}");
+        ended.map(drop)
+    })?;
+    wait_until(SOON, || {
+        ensure!(mesh.roots()? == before, "the old root alone");
+        Ok(())
+    })?;
+
+    // A rotation that was under way has its new root in what was stolen: it is taken to its end, and the next one is another.
+    json(mesh, &["prepare"])?;
+    let emergency = || -> Result<Vec<String>> {
+        let said = ca(mesh, &["rotate", "--emergency", "--confirm", "cluster.local"])?;
+        ensure!(said.status.code() == Some(0), "{}{}", said.text(), said.errors());
+        mesh.roots()
+    };
+    let (first, second) = (emergency()?, emergency()?);
+    ensure!(
+        first.len() == 1 && second.len() == 1 && first != before && second != first,
+        "{before:?} {first:?} {second:?}"
+    );
+    wait_until(SOON, || exchange(&stage.client, stage.address())).map(drop)
+}
+
 pub fn emergency(inside: &Inside) -> Result<()> {
     let stage = stage(inside)?;
     let mesh = &stage.mesh;
