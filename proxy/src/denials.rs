@@ -1,10 +1,10 @@
 //! What was denied or refused lately, so that it can be explained afterwards: one entry for each (source, port, rule), with a count,
 //! whose id its repeats carry.
 //!
-//! `permit` notes what rules denied, the inbound journey what it refused before a rule could be asked (`refused`); the admin socket shows
-//! both, and `countersign explain` asks there (`words`). A scan must not evict the evidence of others: each identity has a quota, and
-//! sources without one, known by their /24 or /64, share one, which takes nothing from identities. It must never cost the data path more
-//! than a look-up and, where all places are taken, a pass over them, nor keep more than a few outdated rule sets alive.
+//! `permit` notes what rules denied, both journeys what they refused before a rule could be asked (`refused`); the admin socket shows
+//! both, and `countersign explain` asks there (`words`). A scan must not evict the evidence of others: each identity has a quota, the pod's
+//! own app has one, and sources without identity, known by their /24 or /64, share one; none takes from another. It must never cost the
+//! data path more than a look-up and, where all places are taken, a pass over them, nor keep more than a few outdated rule sets alive.
 
 mod refused;
 mod words;
@@ -24,10 +24,12 @@ pub use self::refused::{Ground, Refused};
 
 /// Most entries of one source.
 const EACH: usize = 16;
+/// Most entries of the pod's own app, which knows many destinations.
+const APP: usize = 64;
 /// Most entries of all sources without identity.
 const NAMELESS: usize = 128;
-/// Most entries of all others.
-const NAMED: usize = 896;
+/// Most entries of all identities.
+const NAMED: usize = 832;
 /// Most rule sets held for entries: a denial under an older one is explained without them.
 const SETS: usize = 4;
 
@@ -137,12 +139,12 @@ impl Denials {
         self.remember(asking, denial, None, rules)
     }
 
-    /// The same for what was refused before a rule could be asked: its source has shown no identity, whatever it may have.
+    /// The same for what was refused before a rule could be asked.
     #[must_use]
-    pub fn refused(&self, from: IpAddr, port: u16, refused: Refused, rules: &Option<Arc<PolicySet>>) -> Denial {
+    pub fn refused(&self, asking: &Asking, refused: Refused, rules: &Option<Arc<PolicySet>>) -> Denial {
         let revision = rules.as_ref().map(|rules| rules.revision().into());
         let denial = Denial { id: rand::random(), reason: refused.result, rule: None, revision };
-        self.remember(&Asking::In { who: None, source_ip: from, port }, denial, Some(refused), rules)
+        self.remember(asking, denial, Some(refused), rules)
     }
 
     fn remember(
@@ -233,16 +235,21 @@ impl Ring {
     /// A new entry of `from` fits afterwards. What gives way is the one seen longest ago: of the same source where that has its quota;
     /// else of the source that has most.
     fn make_room(&mut self, from: &From) {
-        if self.by_source.get(from).is_some_and(|count| *count >= EACH) {
+        let most = if *from == From::App { APP } else { EACH };
+        if self.by_source.get(from).is_some_and(|count| *count >= most) {
             let from = from.clone();
             self.evict(|key| key.from == from);
         } else if from.is_nameless() && self.nameless >= NAMELESS {
             let greediest = self.greediest(From::is_nameless);
             self.evict(|key| Some(&key.from) == greediest.as_ref());
-        } else if !from.is_nameless() && self.entries.len() - self.nameless >= NAMED {
-            let greediest = self.greediest(|from| !from.is_nameless());
+        } else if from.is_named() && self.named() >= NAMED {
+            let greediest = self.greediest(From::is_named);
             self.evict(|key| Some(&key.from) == greediest.as_ref());
         }
+    }
+
+    fn named(&self) -> usize {
+        self.entries.len() - self.nameless - self.by_source.get(&From::App).copied().unwrap_or_default()
     }
 
     fn greediest(&self, among: impl Fn(&From) -> bool) -> Option<From> {
@@ -287,6 +294,10 @@ impl Ring {
 }
 
 impl From {
+    fn is_named(&self) -> bool {
+        matches!(self, Self::Identity(_))
+    }
+
     fn is_nameless(&self) -> bool {
         matches!(self, Self::Network(_))
     }

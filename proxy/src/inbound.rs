@@ -91,8 +91,9 @@ fn explained(
     ground: Ground,
 ) {
     let refused = Refused::new(refusal.result, ground, &refusal.detail);
-    let denials = proxy.permits.denials();
-    let denial = denials.refused(source.ip(), destination.port(), refused, rules);
+    // It has shown no identity, whatever it may have.
+    let asking = Asking::In { who: None, source_ip: source.ip(), port: destination.port() };
+    let denial = proxy.permits.denials().refused(&asking, refused, rules);
     account.refused(&denial, refusal);
 }
 

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::account::Account;
+use crate::denials::{Ground, Refused};
 use crate::listen::{Place, original_destination, reset};
 use crate::on_wake::on_wake;
 use crate::outcome::{Blame, Direction, Security};
@@ -61,10 +62,36 @@ pub async fn serve(proxy: Arc<Proxy>, mut app: TcpStream, source: SocketAddr, _p
     };
     reset(app);
     match stop {
-        Stop::Refused(refusal) => account.close(refusal.result, refusal.blame, refusal.detail),
+        Stop::Refused(refusal) => refused(&proxy, account, refusal),
         Stop::Denied(denial) => account.denied(&denial),
         Stop::Cut(cut) => cut.close(account),
     }
+}
+
+/// A refusal is remembered as a denial is, under an id; a failure is told, and no more.
+fn refused(proxy: &Proxy, account: Box<Account>, refusal: Refusal) {
+    let (Some(ground), Some(address)) = (ground(refusal.result), account.outcome.destination) else {
+        return account.close(refusal.result, refusal.blame, refusal.detail);
+    };
+    let refused = Refused::new(refusal.result, ground, &refusal.detail);
+    let asking = Asking::Out { meshed: false, address };
+    let denial = proxy.permits.denials().refused(&asking, refused, &proxy.rules());
+    account.refused(&denial, refusal);
+}
+
+/// Why we did not let the app out. None: something failed on the way, the other side said no, or it is a guard or a bound, the same for
+/// everybody.
+fn ground(result: &str) -> Option<Ground> {
+    Some(match result {
+        "unknown_destination" => Ground::UnknownDestination,
+        "no_ready_endpoint" => Ground::NobodyReady,
+        "no_answer" => Ground::NoAnswer,
+        "lookups_exceeded" => Ground::TooManyAddresses,
+        "identity_mismatch" => Ground::SomebodyElse,
+        "handshake_failed" => Ground::HandshakeOut,
+        "no_svid" | "svid_expired" => Ground::OwnSvid,
+        _ => return None,
+    })
 }
 
 async fn travel(
@@ -322,4 +349,19 @@ async fn splice(
         Err(cut) => Err(Stop::Cut(cut)),
     }
     .inspect_err(|_| crate::listen::reset_on_close(server))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_has_a_ground_and_what_failed_has_none() {
+        let refused = ["unknown_destination", "no_ready_endpoint", "no_answer", "lookups_exceeded"];
+        let unproven = ["identity_mismatch", "handshake_failed", "no_svid", "svid_expired"];
+        assert!(refused.iter().chain(&unproven).all(|result| ground(result).is_some()));
+        let failed = ["connect_failed", "app_unreachable", "draining", "closing", "peer_gone", "tls_broken"];
+        let others = ["protocol_error", "app_reset", "peer_reset", "overloaded", "bad_destination", "denied_by_peer"];
+        assert!(failed.iter().chain(&others).all(|result| ground(result).is_none()));
+    }
 }

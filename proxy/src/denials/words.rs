@@ -100,6 +100,18 @@ fn why(ground: Ground) -> &'static str {
         }
         Ground::Handshake => "the handshake of mutual TLS failed, and without it nobody has an identity",
         Ground::OwnSvid => "this proxy has no SVID of its own that is good, and cannot show who it is",
+        Ground::UnknownDestination => {
+            "inside the mesh's ranges nobody is dialled but those whom the controller knows: it would be plaintext to a stranger"
+        }
+        Ground::NobodyReady => {
+            "a service is reached at its ready endpoints alone, and what began with mutual TLS does not go on without"
+        }
+        Ground::NoAnswer => "nobody is dialled whom the controller has not named, and its earlier answers have run out",
+        Ground::TooManyAddresses => "an app may ask for so many new addresses at a time, and no more",
+        Ground::SomebodyElse => {
+            "only the identity that the controller names is spoken to, and it named the same when it was asked again"
+        }
+        Ground::HandshakeOut => "the handshake of mutual TLS failed, and a meshed workload is never spoken to without",
     }
 }
 
@@ -128,5 +140,29 @@ fn change(ground: Ground, trace: Option<&Trace>) -> String {
         }
         Ground::Handshake => "let the source's sidecar show a certificate that is good here: docs/errors.md, TLS handshakes".into(),
         Ground::OwnSvid => "let this proxy reach its CA: countersign status says why its SVID is not renewed".into(),
+        Ground::UnknownDestination => {
+            "let the controller know the workload, or the service's port, if that address is meant: does it hold back a file (`countersign \
+             status`)?"
+                .into()
+        }
+        Ground::NobodyReady => {
+            "let a workload of that service be ready, with a sidecar; if one is, does the service's selector match it, and is it on this node \
+             where internalTrafficPolicy is Local?"
+                .into()
+        }
+        Ground::NoAnswer => "let this proxy reach its controller: countersign status says why it is not connected".into(),
+        Ground::TooManyAddresses => {
+            "let the app dial fewer new addresses at a time; if it does not scan, is the controller in reach? `countersign status` says so"
+                .into()
+        }
+        Ground::SomebodyElse => {
+            "let the controller know who is at that address: is the workload's `serviceAccount` the pod's, and has the address gone to \
+             another pod?"
+                .into()
+        }
+        Ground::HandshakeOut => {
+            "let both sidecars take each other's certificate: docs/errors.md, TLS handshakes, and the other one's log of that second"
+                .into()
+        }
     }
 }

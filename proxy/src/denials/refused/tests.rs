@@ -6,7 +6,7 @@ use countersign_policy::{Modes, PolicySet, Received, parse};
 use tokio::sync::watch;
 
 use super::*;
-use crate::denials::{Denials, EACH, NAMED, NAMELESS, network};
+use crate::denials::{APP, Denials, EACH, NAMED, NAMELESS, network};
 use crate::permit::{Asking, DenialId, Permits};
 use crate::testing::rules;
 
@@ -15,13 +15,43 @@ const FRONTEND: &str = "apiVersion: policy.countersign.dev/v1alpha1\nkind: Autho
      [{namespace: shop, name: frontend}]}], to: [{ports: [80]}]}]}\n";
 
 fn refused(denials: &Denials, from: &str, port: u16, what: Refused, rules: &Option<Arc<PolicySet>>) -> DenialId {
-    DenialId(denials.refused(from.parse().unwrap(), port, what, rules).id)
+    DenialId(denials.refused(&plain(from, port), what, rules).id)
+}
+
+fn plain(from: &str, port: u16) -> Asking {
+    Asking::In { who: None, source_ip: from.parse().unwrap(), port }
+}
+
+fn out(to: &str) -> Asking {
+    Asking::Out { meshed: false, address: to.parse().unwrap() }
 }
 
 fn explained(from: &str, what: Refused, rules: &Option<Arc<PolicySet>>) -> (DenialId, serde_json::Value) {
+    explained_of(&plain(from, 80), what, rules)
+}
+
+fn explained_of(asking: &Asking, what: Refused, rules: &Option<Arc<PolicySet>>) -> (DenialId, serde_json::Value) {
     let denials = Denials::default();
-    let id = refused(&denials, from, 80, what, rules);
+    let id = DenialId(denials.refused(asking, what, rules).id);
     (id, serde_json::to_value(denials.explain(id).unwrap()).unwrap())
+}
+
+/// All grounds, one after the other: a new one does not compile before it has its place here, and is then missed below.
+fn after(ground: Ground) -> Option<Ground> {
+    Some(match ground {
+        Ground::NoRules => Ground::Strict,
+        Ground::Strict => Ground::MeshedSource,
+        Ground::MeshedSource => Ground::UnknownSource,
+        Ground::UnknownSource => Ground::Handshake,
+        Ground::Handshake => Ground::OwnSvid,
+        Ground::OwnSvid => Ground::UnknownDestination,
+        Ground::UnknownDestination => Ground::NobodyReady,
+        Ground::NobodyReady => Ground::NoAnswer,
+        Ground::NoAnswer => Ground::TooManyAddresses,
+        Ground::TooManyAddresses => Ground::SomebodyElse,
+        Ground::SomebodyElse => Ground::HandshakeOut,
+        Ground::HandshakeOut => return None,
+    })
 }
 
 fn with_modes(labels: [(&str, &str); 2]) -> Option<Arc<PolicySet>> {
@@ -35,19 +65,32 @@ fn with_modes(labels: [(&str, &str); 2]) -> Option<Arc<PolicySet>> {
 fn every_refusal_without_a_rule_gives_exactly_one_reason_and_one_change() {
     let strict = Some(rules(FRONTEND));
     let permissive = with_modes([("mtls", "Permissive"), ("posture", "Enforce")]);
+    let (inbound, outbound) = (plain("192.0.2.7", 80), out("10.0.0.7:80"));
+    let sidecar = "give the source a sidecar; or an Allow with the rule";
     let cases = [
-        ("plaintext_refused", Ground::Strict, &strict, "give the source a sidecar; or an Allow with the rule"),
-        ("foreign_tls_refused", Ground::Strict, &strict, "give the source a sidecar; or an Allow with the rule"),
-        ("silent", Ground::Strict, &strict, "give the source a sidecar; or an Allow with the rule"),
-        ("plaintext_refused", Ground::NoRules, &None, "let this proxy reach its controller"),
-        ("plaintext_refused", Ground::MeshedSource, &permissive, "let the source come through its sidecar"),
-        ("plaintext_refused", Ground::UnknownSource, &strict, "label the namespace countersign.dev/mtls: Permissive"),
-        ("handshake_failed", Ground::Handshake, &strict, "show a certificate that is good here"),
-        ("no_svid", Ground::OwnSvid, &strict, "let this proxy reach its CA"),
-        ("svid_expired", Ground::OwnSvid, &strict, "let this proxy reach its CA"),
+        (&inbound, "plaintext_refused", Ground::Strict, &strict, sidecar),
+        (&inbound, "foreign_tls_refused", Ground::Strict, &strict, sidecar),
+        (&inbound, "silent", Ground::Strict, &strict, sidecar),
+        (&inbound, "plaintext_refused", Ground::NoRules, &None, "let this proxy reach its controller"),
+        (&inbound, "plaintext_refused", Ground::MeshedSource, &permissive, "let the source come through its sidecar"),
+        (&inbound, "plaintext_refused", Ground::UnknownSource, &strict, "countersign.dev/mtls: Permissive"),
+        (&inbound, "handshake_failed", Ground::Handshake, &strict, "show a certificate that is good here"),
+        (&inbound, "no_svid", Ground::OwnSvid, &strict, "let this proxy reach its CA"),
+        (&inbound, "svid_expired", Ground::OwnSvid, &strict, "let this proxy reach its CA"),
+        (&outbound, "no_svid", Ground::OwnSvid, &None, "let this proxy reach its CA"),
+        (&outbound, "svid_expired", Ground::OwnSvid, &strict, "let this proxy reach its CA"),
+        (&outbound, "unknown_destination", Ground::UnknownDestination, &strict, "let the controller know the workload"),
+        (&outbound, "no_ready_endpoint", Ground::NobodyReady, &strict, "be ready, with a sidecar"),
+        (&outbound, "no_answer", Ground::NoAnswer, &None, "let this proxy reach its controller"),
+        (&outbound, "lookups_exceeded", Ground::TooManyAddresses, &strict, "dial fewer new addresses"),
+        (&outbound, "identity_mismatch", Ground::SomebodyElse, &permissive, "who is at that address"),
+        (&outbound, "handshake_failed", Ground::HandshakeOut, &strict, "take each other's certificate"),
     ];
-    for (result, ground, rules, change) in cases {
-        let (id, explained) = explained("192.0.2.7", Refused::new(result, ground, "what was seen"), rules);
+    for ground in std::iter::successors(Some(Ground::NoRules), |ground| after(*ground)) {
+        assert!(cases.iter().any(|case| case.2 == ground), "{ground:?} is not shown here");
+    }
+    for (asking, result, ground, rules, change) in cases {
+        let (id, explained) = explained_of(asking, Refused::new(result, ground, "what was seen"), rules);
         assert_eq!(
             (&explained["denial"]["reason"], &explained["denial"]["seen"]),
             (&result.into(), &"what was seen".into())
@@ -59,7 +102,11 @@ fn every_refusal_without_a_rule_gives_exactly_one_reason_and_one_change() {
         );
         assert!(!text.contains("denied: "), "one verdict: {text}");
         let mode = rules.as_ref().map_or("revision  none".to_owned(), |rules| format!("(mtls {},", rules.modes().mtls));
-        for part in ["no identity at 192.0.2.7", "port      80", &mode] {
+        let ends = match asking {
+            Asking::In { .. } => ["no identity at 192.0.2.7", "port      80"],
+            Asking::Out { .. } => ["source    the pod's own app", "to        10.0.0.7:80"],
+        };
+        for part in ends.into_iter().chain([mode.as_str()]) {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         assert!(text.matches("change    ").count() == 1 && text.contains(change), "{text}");
@@ -91,6 +138,64 @@ fn a_refused_plaintext_reads_as_this() {
 "
     );
     assert_eq!(explained["text"], expected);
+}
+
+#[test]
+fn a_destination_that_nobody_knows_reads_as_this() {
+    let seen = "the address is inside the mesh's ranges, and the controller knows nobody there";
+    let what = Refused::new("unknown_destination", Ground::UnknownDestination, seen);
+    let (id, explained) = explained_of(&out("10.0.0.7:8080"), what, &Some(rules(FRONTEND)));
+    let expected = format!(
+        "{id}: refused: unknown_destination
+  seen      the address is inside the mesh's ranges, and the controller knows nobody there
+  because   inside the mesh's ranges nobody is dialled but those whom the controller knows: it would be plaintext to a stranger
+  source    the pod's own app
+  to        10.0.0.7:8080
+  revision  r1 (mtls Strict, posture Enforce, egress Any)
+  change    let the controller know the workload, or the service's port, if that address is meant: does it hold back a file \
+(`countersign status`)?
+"
+    );
+    assert_eq!(explained["text"], expected);
+    assert_eq!(explained["denial"]["direction"], "outbound");
+}
+
+#[test]
+fn an_app_that_scans_evicts_what_is_remembered_of_itself_alone() {
+    let denials = Denials::default();
+    let unknown = || Refused::new("unknown_destination", Ground::UnknownDestination, "nobody");
+    let (_sender, watch) = watch::channel(Some(rules(FRONTEND)));
+    let permits = Permits::new(watch);
+    let denied = |account: usize, port: u16| {
+        let id = format!("spiffe://cluster.local/ns/shop/sa/account-{account}");
+        let who = Some(Arc::new(countersign_policy::Principal::parse(&id).unwrap()));
+        permits.admit(Asking::In { who, source_ip: [10, 0, 0, 9].into(), port }).unwrap_err().id
+    };
+    // All places of the others are taken.
+    let mut evidence: Vec<u64> = (0..NAMED / EACH)
+        .flat_map(|account| (1..=16).map(move |port| (account, port)))
+        .map(|(account, port)| denied(account, port))
+        .collect();
+    for net in 0..NAMELESS {
+        let what = Refused::new("plaintext_refused", Ground::Strict, "plaintext");
+        evidence.push(permits.denials().refused(&plain(&format!("10.1.{net}.1"), 80), what, &None).id);
+    }
+    let scanned: Vec<u64> = (1..=2000)
+        .map(|port| permits.denials().refused(&out(&format!("10.0.{}.7:{port}", port % 250)), unknown(), &None).id)
+        .collect();
+    let held = |id: &u64| permits.denials().explain(DenialId(*id)).is_some();
+    assert!(evidence.iter().all(held) && evidence.len() == NAMED + NAMELESS);
+    assert_eq!(scanned.iter().filter(|id| held(id)).count(), APP);
+    assert!(scanned[scanned.len() - APP..].iter().all(held), "its latest stay");
+    // Nor do those who come in take anything from the app.
+    for port in 1..=500 {
+        denied(900, 1000 + port);
+    }
+    assert!(scanned[scanned.len() - APP..].iter().all(held));
+    // Repeats carry one id: same destination, same word.
+    let again = |result| denials.refused(&out("10.0.0.7:80"), Refused::new(result, Ground::NoAnswer, "x"), &None).id;
+    assert_eq!(again("no_answer"), again("no_answer"));
+    assert_ne!(again("no_answer"), again("unknown_destination"));
 }
 
 #[test]
@@ -129,13 +234,13 @@ fn sources_of_one_24_or_one_64_are_one() {
 #[test]
 fn repeats_within_a_network_carry_one_id_and_the_last_is_shown() {
     let (denials, strict) = (Denials::default(), Some(rules(FRONTEND)));
-    let plain = |seen| Refused::new("plaintext_refused", Ground::Strict, seen);
-    let first = refused(&denials, "2001:db8::1", 80, plain("one"), &strict);
-    let again = refused(&denials, "2001:db8::2", 80, plain("two"), &strict);
+    let what = |seen| Refused::new("plaintext_refused", Ground::Strict, seen);
+    let first = refused(&denials, "2001:db8::1", 80, what("one"), &strict);
+    let again = refused(&denials, "2001:db8::2", 80, what("two"), &strict);
     assert_eq!(first.0, again.0);
     let others = [
-        refused(&denials, "2001:db8:0:1::1", 80, plain("another network"), &strict),
-        refused(&denials, "2001:db8::1", 81, plain("another port"), &strict),
+        refused(&denials, "2001:db8:0:1::1", 80, what("another network"), &strict),
+        refused(&denials, "2001:db8::1", 81, what("another port"), &strict),
         refused(&denials, "2001:db8::1", 80, Refused::new("silent", Ground::Strict, "another word"), &strict),
     ];
     assert!(others.iter().all(|id| id.0 != first.0));
@@ -164,8 +269,8 @@ fn a_scan_of_plaintext_from_many_networks_evicts_no_identitys_entry() {
     assert_eq!(evidence.len(), NAMED);
     for net in 0..=255_u16 {
         for port in 1..=20 {
-            let plain = Refused::new("plaintext_refused", Ground::Strict, "plaintext");
-            let _ = permits.denials().refused([10, 1, u8::try_from(net).unwrap(), 1].into(), port, plain, &None);
+            let what = Refused::new("plaintext_refused", Ground::Strict, "plaintext");
+            let _ = permits.denials().refused(&plain(&format!("10.1.{net}.1"), port), what, &None);
         }
     }
     assert!(evidence.iter().all(|id| permits.denials().explain(DenialId(*id)).is_some()));

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use countersign_kit::mesh::{MeshPod, MeshPodSpec};
 use countersign_kit::{Inside, wait_until};
 
-use crate::stage::{CLIENT, PORT, RULES, SERVER_ID, SOON, Stage, at, policy, status_until};
+use crate::explain::countersign;
+use crate::stage::{CLIENT, PORT, RULES, SERVER_ID, SOON, Stage, at, policy, status_until, text};
 use crate::talk::{Echo, Talk, account, exchange, refused};
 
 /// The service of all pods labelled `app: server`.
@@ -102,12 +103,27 @@ pub fn somebody_else(inside: &Inside) -> Result<()> {
     ensure!(line["result"] == "identity_mismatch" && line["blame"] == "peer", "{line}");
     let detail = line["detail"].as_str().context("no detail")?;
     ensure!(detail.contains("sa/treasurer") && detail.contains("sa/server"), "{detail}");
+    let id = text(&line, "/denial_id")?;
+    let (code, said) = countersign(&stage, &["explain", &id])?;
+    ensure!(code == Some(0), "{code:?} {said}");
+    let to = format!("to        {}", stage.address());
+    let words = [
+        "refused: identity_mismatch",
+        "sa/treasurer",
+        "source    the pod's own app",
+        &to,
+        "change    let the controller",
+    ];
+    for words in words {
+        ensure!(said.contains(words), "{words:?} is not in {said}");
+    }
 
     // Not a byte in the clear, and nothing for the app.
     let before = stage.echo.greeted();
     let seen = stage.server.access_log().len();
     let line = refused(&stage.client, stage.address())?;
     ensure!(line["result"] == "identity_mismatch" && line["security"] == "none" && line["bytes_sent"] == 0, "{line}");
+    ensure!(line["denial_id"] == id.as_str(), "another id for a repeat: {line}");
     ensure!(stage.echo.greeted() == before, "the app was reached");
     wait_until(SOON, || if stage.server.access_log().len() > seen { Ok(()) } else { Err("no account of it") })?;
     for line in stage.server.access_log().split_off(seen) {

@@ -9,7 +9,7 @@ use crate::stage::{CLIENT_ID, PORT, RULES, SOON, Stage, at, policy, status_until
 use crate::talk::{End, Talk, exchange, refused};
 
 /// `countersign`, as an operator types it, where the sockets are.
-fn countersign(stage: &Stage, args: &[&str]) -> Result<(Option<i32>, String)> {
+pub fn countersign(stage: &Stage, args: &[&str]) -> Result<(Option<i32>, String)> {
     let dir = stage.mesh.folder().display().to_string();
     let command = stage.mesh.system().command(binary("countersign")?).args(args.iter().copied());
     let done = command.args(["--dir", &dir]).finish()?;
