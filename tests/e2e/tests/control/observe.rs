@@ -1,5 +1,6 @@
 //! What the processes tell of themselves: metrics, access log, status, dumps, logs.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -7,13 +8,13 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use countersign_api::ports;
 use countersign_kit::mesh::{MeshPodSpec, binary};
-use countersign_kit::{Inside, wait_for};
+use countersign_kit::{Inside, wait_for, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::openmetrics::{self, Exposition};
 use crate::stage::{CLIENT_ID, PORT, SERVER_ID, SOON, Stage, admin, http, status_until, text};
-use crate::talk::{account, exchange, refused};
+use crate::talk::{Talk, account, exchange, refused};
 
 const PROXY: &[(&str, &str)] = &[
     ("countersign_build", "info"),
@@ -187,6 +188,42 @@ fn watched(dir: PathBuf) -> Result<()> {
     Ok(())
 }
 
+/// What `countersign status` shows of one process, by column. No cell is empty, and none has two spaces in a row.
+fn shown(dir: PathBuf, process: &str) -> Result<BTreeMap<String, String>> {
+    let (_, table) = countersign(&["status"], dir)?;
+    let cells = |line: &str| -> Vec<String> {
+        line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+    };
+    let head = cells(table.lines().next().context("no head")?);
+    let row = table.lines().map(cells).find(|row| row.first().is_some_and(|first| first == process));
+    let row = row.with_context(|| format!("no row of {process}:\n{table}"))?;
+    ensure!(head.len() == 11 && row.len() == head.len(), "{head:?} and {row:?}");
+    Ok(head.into_iter().zip(row).collect())
+}
+
+/// All that is promised of a sidecar, of a real one with an open connection: nothing is missing that it or the controller knows.
+fn row_of_a_sidecar(stage: &Stage) -> Result<()> {
+    let open = |row: &BTreeMap<String, String>| -> Option<u64> {
+        let (_, outbound) = row["OPEN"].strip_suffix(" out")?.split_once(" in, ")?;
+        outbound.parse().ok()
+    };
+    let look = || shown(stage.mesh.folder().to_owned(), "shop/client");
+    let mut talk = Talk::open(&stage.client, stage.address())?;
+    let row = look()?;
+    for column in ["SVID ENDS", "BUNDLE", "RULES", "LAG", "OPEN", "DENIALS"] {
+        ensure!(row.get(column).is_some_and(|cell| cell != "-"), "{column} is missing: {row:?}");
+    }
+    ensure!(open(&row).is_some_and(|open| open >= 1), "a connection is open: {row:?}");
+    let revision = text(&stage.client.admin("/status")?, "/policy/revision")?;
+    ensure!(revision.starts_with(&row["RULES"]) && row["IDENTITY"] == CLIENT_ID, "{revision}: {row:?}");
+    talk.finish()?;
+    wait_until(SOON, || {
+        let row = look()?;
+        ensure!(open(&row) == Some(0), "none is open any more: {row:?}");
+        Ok(())
+    })
+}
+
 pub fn status(inside: &Inside) -> Result<()> {
     let stage = Stage::new(inside)?;
     let dir = || stage.mesh.folder().to_owned();
@@ -200,6 +237,7 @@ pub fn status(inside: &Inside) -> Result<()> {
     ensure!(code == 0 && all["processes"].as_array().is_some_and(|all| all.len() == 4), "{all}");
     ensure!(all["drift"]["not_connected"] == serde_json::json!([]) && all["drift"]["controllers_asked"] == 1, "{all}");
     watched(dir())?;
+    row_of_a_sidecar(&stage)?;
 
     // A denial is counted; what should be meshed and is not is told by name, and is exit code 1.
     refused(&stage.server, SocketAddr::new(stage.client.v4().into(), PORT))?;
@@ -219,10 +257,12 @@ pub fn status(inside: &Inside) -> Result<()> {
         let processes = all["processes"].as_array().cloned().unwrap_or_default();
         processes.into_iter().find(|one| one["status"]["pod"]["name"] == name).unwrap_or_default()
     };
-    ensure!(of(&all, "client")["status"]["denials"]["counted"] != 0, "{all}");
+    let counted = of(&all, "client")["status"]["denials"]["counted"].as_u64();
+    ensure!(counted > Some(0), "{all}");
     let (_, table) = countersign(&["status"], dir())?;
     ensure!(table.contains("drift") && table.contains("shop/missing") && table.contains("bare/forgotten"), "{table}");
-    ensure!(table.contains("LAG") && table.contains("none"), "{table}");
+    let row = shown(dir(), "shop/client")?;
+    ensure!(row["DENIALS"].parse::<u64>().ok() >= counted && row["LAG"] == "none", "{row:?}");
 
     // What is not well is told, and is exit code 1.
     stage.mesh.stop_controller();
