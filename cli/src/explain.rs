@@ -1,22 +1,20 @@
 //! `countersign explain ID` and `countersign policy why`: why something was denied, and what would let it in.
 //!
 //! Called by `main` and `policy`. What is said comes from the proxy that denied it, or is decided here by the rules that it has in
-//! force, with the proxy's own code. It must never guess: what no proxy remembers and no log has is told as not found.
+//! force, with the proxy's own code. It must never guess: what no proxy remembers and no log (`log`) has is told as not found.
 
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+mod log;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use countersign_policy::{Attempt, Egress, Modes, Mtls, PolicySet, Posture, Principal, Received, Source, Trace, trace};
 use serde_json::{Value, json};
 
+use self::log::Decided;
 use crate::args::{ExplainArgs, WhyArgs};
 use crate::cluster::block_on;
 use crate::output::{self, Format, Verdict, harmless};
 use crate::places::{self, Place, Whose};
 
-/// Longest line of a log that is looked at.
-const MAX_LINE: usize = 64 * 1024;
 /// Pods that are named where one was not found.
 const NAMED: usize = 20;
 
@@ -28,7 +26,7 @@ pub fn run(args: &ExplainArgs, format: Format) -> Result<Verdict> {
         "{:?} is not a denial's id: 16 hex digits",
         args.id
     );
-    let mut unasked = Vec::new();
+    let (mut unasked, mut asked_in_vain) = (Vec::new(), Vec::new());
     let asked = async {
         let places = places::find(&args.places, Whose::Sidecars).await?;
         places::ask(places, &format!("/denials/{id}"), |answer| matches!(answer, Ok(Some(_)))).await
@@ -49,18 +47,16 @@ pub fn run(args: &ExplainArgs, format: Format) -> Result<Verdict> {
                 output::either(format, &explained, || harmless(&text))?;
                 return Ok(Verdict::Yes);
             }
-            Ok(None) => {}
+            Ok(None) => asked_in_vain.push(place),
             Err(error) => unasked.push(places::problem(&place, &error)),
         }
     }
     let mut lines = Vec::new();
     for log in &args.logs {
-        lines.extend(in_log(log, &id)?);
+        lines.extend(log::lines(log, &id)?);
     }
     if !lines.is_empty() {
-        let text: String = lines.iter().map(line_text).collect();
-        let value = json!({ "denial": { "id": id }, "log": lines });
-        output::either(format, &value, || format!("{id}: no proxy remembers it; in the log:\n{text}"))?;
+        from_log(&id, &lines, asked_in_vain, format)?;
         return Ok(Verdict::Yes);
     }
     unasked.iter().for_each(|problem| eprintln!("{problem}"));
@@ -71,42 +67,38 @@ pub fn run(args: &ExplainArgs, format: Format) -> Result<Verdict> {
     Ok(if unasked.is_empty() { Verdict::No } else { Verdict::Unknown })
 }
 
+/// What the log has; and if rules decided, each of them, as long as a proxy that answers has them.
+fn from_log(id: &str, lines: &[Value], places: Vec<Place>, format: Format) -> Result<()> {
+    let mut text = format!("{id}: no proxy remembers it; in the log:\n");
+    text.extend(lines.iter().map(log::text));
+    let mut value = json!({ "denial": { "id": id }, "log": lines });
+    if let Some(decided) = Decided::last(lines) {
+        match block_on(decided.tried_again(places))? {
+            Some((name, trace)) => {
+                text +=
+                    &format!("by the rules of that revision, which are in force there still:\n{}", told(&name, &trace));
+                value["decided"] = json!({ "workload": name, "change": trace.change(), "trace": trace });
+            }
+            None => {
+                let why =
+                    format!("no sidecar that answers has the rules of revision {} in force any more", decided.revision);
+                text += &harmless(&format!("{why}: countersign policy why decides by those of today\n"));
+                value["not_decided"] = why.into();
+            }
+        }
+    }
+    output::either(format, &value, || text)
+}
+
+/// A decision, and what would make it another.
+fn told(name: &str, trace: &Trace) -> String {
+    let change = trace.change().map_or(String::new(), |change| format!("  change    {change}\n"));
+    harmless(&format!("{name}: {trace}\n{change}"))
+}
+
 /// Whose word it is: in a cluster whoever may make a pod may put a program of his own in a sidecar's place.
 fn said_by(place: &Place) -> String {
     place.sidecar_of().map_or_else(String::new, |pod| format!("said by the sidecar of {pod}:\n"))
-}
-
-/// Access-log lines of either side.
-fn in_log(path: &Path, id: &str) -> Result<Vec<Value>> {
-    let file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
-    let mut found = Vec::new();
-    for line in BufReader::new(file).lines() {
-        let line = line.with_context(|| path.display().to_string())?;
-        if line.len() <= MAX_LINE
-            && line.contains(id)
-            && let Ok(value) = serde_json::from_str::<Value>(&line)
-            && value["denial_id"] == id
-        {
-            found.push(value);
-        }
-    }
-    Ok(found)
-}
-
-fn line_text(line: &Value) -> String {
-    let field = |name: &str| line[name].as_str().map_or_else(|| "-".to_owned(), harmless);
-    format!(
-        "  {} {} {}\n    source      {} at {}\n    destination {} at {}\n    rule        {}\n    revision    {}\n",
-        field("time"),
-        field("direction"),
-        field("result"),
-        field("source_id"),
-        field("source_address"),
-        field("destination_id"),
-        field("destination_address"),
-        field("rule"),
-        field("policy_revision"),
-    )
 }
 
 /// Decides an attempt by the rules that a workload's proxy has in force.
@@ -118,12 +110,8 @@ pub fn why(args: &WhyArgs, format: Format) -> Result<Verdict> {
     let rules = rules(&dump)?;
     let source = principal.as_ref().map_or(Source::Unauthenticated, Source::Authenticated);
     let trace: Trace = trace(&rules, &Attempt { source, source_ip: args.source_ip, port });
-    let change = trace.change();
-    let value = json!({ "workload": name, "trace": trace, "change": change });
-    output::either(format, &value, || {
-        let change = change.as_deref().map_or(String::new(), |change| format!("  change    {change}\n"));
-        harmless(&format!("{name}: {trace}\n{change}"))
-    })?;
+    let value = json!({ "workload": name, "trace": trace, "change": trace.change() });
+    output::either(format, &value, || told(&name, &trace))?;
     Ok(Verdict::of(trace.allowed))
 }
 
@@ -192,18 +180,17 @@ async fn sidecars(places: Vec<Place>) -> Result<(Vec<(String, Place)>, Vec<Strin
     }
     for (place, answer) in places::ask(nameless, "/status", |_| false).await? {
         match answer {
-            Ok(Some(status)) => {
-                if let (Some(namespace), Some(pod)) =
-                    (status["pod"]["namespace"].as_str(), status["pod"]["name"].as_str())
-                {
-                    sidecars.push((format!("{namespace}/{pod}"), place));
-                }
-            }
+            Ok(Some(status)) => sidecars.extend(pod_of(&status).map(|name| (name, place))),
             Ok(None) => {}
             Err(error) => unasked.push(places::problem(&place, &error)),
         }
     }
     Ok((sidecars, unasked))
+}
+
+/// The pod of a sidecar, `namespace/name`, as it says itself.
+fn pod_of(status: &Value) -> Option<String> {
+    Some(format!("{}/{}", status["pod"]["namespace"].as_str()?, status["pod"]["name"].as_str()?))
 }
 
 fn some(names: &[&str]) -> String {
@@ -239,7 +226,7 @@ fn rules(dump: &Value) -> Result<PolicySet> {
 mod tests {
     use super::*;
 
-    fn dump() -> Value {
+    pub fn dump() -> Value {
         let policy = json!({
             "apiVersion": "policy.countersign.dev/v1alpha1", "kind": "AuthorizationPolicy",
             "metadata": { "name": "frontend", "namespace": "shop" },
@@ -312,24 +299,5 @@ mod tests {
             let said = one_of(vec![one.clone(), other.clone()]).unwrap_err().to_string();
             assert!(said.contains("not the same rules") && said.contains(&other.0), "{said}");
         }
-    }
-
-    #[test]
-    fn a_log_gives_the_lines_of_one_denial_and_no_others() {
-        let path = std::env::temp_dir().join(format!("countersign-explain-{}.log", std::process::id()));
-        let line = |id: &str, result: &str| {
-            json!({ "denial_id": id, "result": result, "source_id": "x\u{1b}[2J" }).to_string()
-        };
-        let lines = [
-            line("00000000000000aa", "no_rule_matched"),
-            line("00000000000000ab", "no_policy"),
-            "00000000000000aa".into(),
-        ];
-        std::fs::write(&path, lines.join("\n")).unwrap();
-        let found = in_log(&path, "00000000000000aa").unwrap();
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(found.len(), 1);
-        let text = line_text(&found[0]);
-        assert!(text.contains("no_rule_matched") && !text.contains('\u{1b}'), "{text}");
     }
 }

@@ -70,7 +70,7 @@ impl Admin {
 }
 
 fn explain(permits: &Permits, id: &str) -> Answer {
-    match DenialId::parse(id).and_then(|id| permits.denials().explain(id)) {
+    match DenialId::parse(id).and_then(|id| permits.explain(id)) {
         Some(explained) => http::json(&explained),
         None => http::text(StatusCode::NOT_FOUND, "no such denial is remembered here\n"),
     }

@@ -210,14 +210,16 @@ impl Denials {
         all.into_iter().map(|(key, entry)| view(key, entry)).collect()
     }
 
-    /// Why one was denied.
+    /// Why one was denied. Where its rules are no longer held, those in force do, if they are of the same revision.
     #[must_use]
-    pub fn explain(&self, id: DenialId) -> Option<Explained> {
+    pub fn explain(&self, id: DenialId, in_force: Option<&Arc<PolicySet>>) -> Option<Explained> {
         let (denial, asking, refused, rules) = {
             let ring = self.lock();
             let key = ring.by_id.get(&id.0)?;
             let entry = ring.entries.get(key)?;
-            (view(key, entry), entry.asking.clone(), entry.refused.clone(), entry.rules.clone())
+            let same = |rules: &&Arc<PolicySet>| entry.revision.as_deref() == Some(rules.revision());
+            let rules = entry.rules.as_ref().or(in_force.filter(same)).cloned();
+            (view(key, entry), entry.asking.clone(), entry.refused.clone(), rules)
         };
         let trace = rules.as_ref().and_then(|rules| words::traced(rules, &asking));
         Some(match refused {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use countersign_policy::{Attempt, Decision, Egress, PolicySet, Principal, Source, decide};
 use tokio::sync::{SetOnce, watch};
 
-use crate::denials::Denials;
+use crate::denials::{Denials, Explained};
 use crate::intercept::guard::InboundDestination;
 use crate::tls::Peer;
 
@@ -198,6 +198,13 @@ impl Permits {
                 let _ = revocation.set(self.denials.note(asking, denial, current));
             }
         }
+    }
+
+    /// Why one was denied, as far as that is remembered.
+    #[must_use]
+    pub fn explain(&self, id: DenialId) -> Option<Explained> {
+        let rules = self.rules.borrow().clone();
+        self.denials.explain(id, rules.as_ref())
     }
 
     /// What was denied lately.

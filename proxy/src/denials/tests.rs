@@ -37,7 +37,7 @@ impl Case {
 
     fn explained(&self, asking: Asking) -> serde_json::Value {
         let id = DenialId(self.denied(asking));
-        let explained = serde_json::to_value(self.permits.denials().explain(id).unwrap()).unwrap();
+        let explained = serde_json::to_value(self.permits.explain(id).unwrap()).unwrap();
         assert_eq!(explained["denial"]["id"], id.to_string());
         explained
     }
@@ -56,7 +56,7 @@ fn repeats_carry_the_id_of_the_first_and_count() {
     let list = serde_json::to_value(case.permits.denials().list()).unwrap();
     let counts: Vec<_> = list.as_array().unwrap().iter().map(|one| one["count"].as_u64().unwrap()).collect();
     assert_eq!(counts, [1, 1, 1, 10], "the latest first");
-    assert_eq!(case.permits.denials().explain(DenialId(first)).unwrap().denial.count, 10);
+    assert_eq!(case.permits.explain(DenialId(first)).unwrap().denial.count, 10);
     // Another revision that denies it for the same reason is the same denial.
     case.rules.send_replace(Some(rules(&ALLOW.replace("80", "90"))));
     assert_eq!(case.denied(by("intruder", 80)), first);
@@ -75,7 +75,7 @@ fn a_scan_evicts_no_evidence_but_its_own() {
         case.denied(nameless("198.51.100.1", port));
         case.denied(nameless(&format!("198.51.100.{}", port % 250), port)); // the same network
     }
-    let held = |id: u64| case.permits.denials().explain(DenialId(id)).is_some();
+    let held = |id: u64| case.permits.explain(DenialId(id)).is_some();
     assert!(evidence.into_iter().all(held));
     assert_eq!(scanned.iter().filter(|id| held(**id)).count(), EACH);
     assert!(held(*scanned.last().unwrap()), "its latest stay");
@@ -113,12 +113,21 @@ fn only_a_few_outdated_rule_sets_are_held() {
         case.denied(by("scanner", port));
     }
     assert_eq!(case.permits.denials().lock().sets.len(), SETS);
-    let explained = case.permits.denials().explain(DenialId(first)).unwrap();
-    assert!(explained.trace.is_none() && explained.change.contains("no longer held"), "{explained:?}");
+    let explain =
+        |in_force: Option<&Arc<PolicySet>>| case.permits.denials().explain(DenialId(first), in_force).unwrap();
+    let other = Arc::new(PolicySet::compile("cluster.local", Modes::default(), "r2", Vec::new()));
+    for in_force in [None, Some(&other)] {
+        let explained = explain(in_force);
+        assert!(explained.trace.is_none() && explained.change.contains("no longer held"), "{explained:?}");
+    }
+    // The same revision is the same rules.
+    let explained = explain(Some(&rules(ALLOW)));
+    assert!(explained.trace.is_some() && explained.change.contains("shop/intruder"), "{explained:?}");
+    assert!(case.permits.explain(DenialId(first)).unwrap().trace.is_some(), "those in force are asked");
     case.denied(by("intruder", 80));
     case.rules.send_replace(Some(rules(&ALLOW.replace("80", "8080"))));
     assert_eq!(case.denied(by("intruder", 80)), first);
-    assert!(case.permits.denials().explain(DenialId(first)).is_some());
+    assert!(case.permits.explain(DenialId(first)).is_some());
 }
 
 /// Every way to be denied by rules: exactly one reason each, and what to do.

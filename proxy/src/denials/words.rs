@@ -84,7 +84,9 @@ fn without_rules(reason: &'static str) -> &'static str {
         "egress_mesh_only" => {
             "give the other end a sidecar; or label the namespace countersign.dev/egress: Any (a bad label counts as MeshOnly)"
         }
-        _ => "the rules of that revision are no longer held here: ask again after the next denial",
+        _ => {
+            "the rules of that revision are no longer held here: ask again after the next denial, or `countersign policy why`"
+        }
     }
 }
 

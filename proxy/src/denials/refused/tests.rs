@@ -33,7 +33,7 @@ fn explained(from: &str, what: Refused, rules: &Option<Arc<PolicySet>>) -> (Deni
 fn explained_of(asking: &Asking, what: Refused, rules: &Option<Arc<PolicySet>>) -> (DenialId, serde_json::Value) {
     let denials = Denials::default();
     let id = DenialId(denials.refused(asking, what, rules).id);
-    (id, serde_json::to_value(denials.explain(id).unwrap()).unwrap())
+    (id, serde_json::to_value(denials.explain(id, None).unwrap()).unwrap())
 }
 
 /// All grounds, one after the other: a new one does not compile before it has its place here, and is then missed below.
@@ -183,7 +183,7 @@ fn an_app_that_scans_evicts_what_is_remembered_of_itself_alone() {
     let scanned: Vec<u64> = (1..=2000)
         .map(|port| permits.denials().refused(&out(&format!("10.0.{}.7:{port}", port % 250)), unknown(), &None).id)
         .collect();
-    let held = |id: &u64| permits.denials().explain(DenialId(*id)).is_some();
+    let held = |id: &u64| permits.explain(DenialId(*id)).is_some();
     assert!(evidence.iter().all(held) && evidence.len() == NAMED + NAMELESS);
     assert_eq!(scanned.iter().filter(|id| held(id)).count(), APP);
     assert!(scanned[scanned.len() - APP..].iter().all(held), "its latest stay");
@@ -244,11 +244,11 @@ fn repeats_within_a_network_carry_one_id_and_the_last_is_shown() {
         refused(&denials, "2001:db8::1", 80, Refused::new("silent", Ground::Strict, "another word"), &strict),
     ];
     assert!(others.iter().all(|id| id.0 != first.0));
-    let text = denials.explain(first).unwrap().text;
+    let text = denials.explain(first, None).unwrap().text;
     assert!(text.contains(", 2 times: ") && text.contains("seen      two") && text.contains("2001:db8::2"), "{text}");
     // Who asked for it under the same id may be somebody else than whom one would let in.
     assert!(text.contains("  several   addresses of 2001:db8::/64 came under this id"), "{text}");
-    let alone = denials.explain(others[0]).unwrap().text;
+    let alone = denials.explain(others[0], None).unwrap().text;
     assert!(!alone.contains("several"), "{alone}");
 }
 
@@ -273,7 +273,7 @@ fn a_scan_of_plaintext_from_many_networks_evicts_no_identitys_entry() {
             let _ = permits.denials().refused(&plain(&format!("10.1.{net}.1"), port), what, &None);
         }
     }
-    assert!(evidence.iter().all(|id| permits.denials().explain(DenialId(*id)).is_some()));
+    assert!(evidence.iter().all(|id| permits.explain(DenialId(*id)).is_some()));
     assert_eq!(permits.denials().list().len(), NAMED + NAMELESS);
     // Nor does an identity that scans take anything from those without one.
     for port in 1..=500 {

@@ -169,6 +169,8 @@ pub fn from_the_log(inside: &Inside) -> Result<()> {
         "outbound denied_by_peer",
         "spiffe://cluster.local/ns/shop/sa/intruder at 10.77.0.41:",
         &format!("spiffe://cluster.local/ns/shop/sa/server at {}", stage.address()),
+        &format!("detail      spiffe://cluster.local/ns/shop/sa/server denied it: {denied}"),
+        "no sidecar that answers has the rules of revision",
     ] {
         ensure!(said.contains(words), "{words:?} is not in {said}");
     }
@@ -182,5 +184,31 @@ pub fn from_the_log(inside: &Inside) -> Result<()> {
     let (code, said) = countersign(&stage, &["explain", "0123456789abcdef", "--log", &server])?;
     ensure!(code == Some(2) && said.contains("no log that was given has it"), "{code:?} {said}");
     ensure!(countersign(&stage, &["explain", &denied, "--log", "/no/such.log"])?.0 == Some(2));
+    from_the_log_by_the_rules_in_force(&stage, &denied, &server)
+}
+
+/// The sidecar that decided is back, and remembers nothing; it has the same rules, and then others.
+fn from_the_log_by_the_rules_in_force(stage: &Stage, denied: &str, log: &str) -> Result<()> {
+    stage.mesh.start_sidecar(&stage.server)?;
+    stage.mesh.settle(&[&stage.server])?;
+    let explain = |more: &[&str]| countersign(stage, &[&["explain", denied, "--log", log][..], more].concat());
+    let why = "policy why --from spiffe://cluster.local/ns/shop/sa/intruder --source-ip 10.77.0.41 --to";
+    let to = format!("shop/server:{PORT}");
+    let why: Vec<_> = why.split(' ').chain([to.as_str()]).collect();
+    let (code, said) = explain(&[])?;
+    let (_, expected) = countersign(stage, &why)?;
+    ensure!(code == Some(0) && said.starts_with(&format!("{denied}: no proxy remembers it")), "{code:?} {said}");
+    let rules = said.split_once("which are in force there still:\n").with_context(|| said.clone())?.1;
+    for words in ["shop/server: denied: no_rule_matched", "1 rule tried:", "change    add shop/intruder to"] {
+        ensure!(rules.contains(words), "{words:?} is not in {rules}");
+    }
+    ensure!(rules == expected, "policy why says it otherwise: {expected}\n{rules}");
+
+    stage.mesh.object(RULES, &policy("client-to-server", "Allow", "from: [{namespaces: [jobs]}]"))?;
+    stage.mesh.settle(&[&stage.server])?;
+    let (code, said) = explain(&["-o", "json"])?;
+    let found: serde_json::Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+    ensure!(code == Some(0) && found["decided"].is_null(), "{code:?} {found}");
+    ensure!(text(&found, "/not_decided")?.contains("no sidecar that answers has the rules of revision"), "{found}");
     Ok(())
 }
