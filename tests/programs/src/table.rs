@@ -41,6 +41,7 @@ const PEERS: &[For] = &[For::Test, For::Bench];
 const BENCHES: &[For] = &[For::Bench];
 const CLUSTER: &[For] = &[For::Cluster];
 const TESTS_AND_CLUSTER: &[For] = &[For::Test, For::Cluster];
+const ALL_BUT_DEMO: &[For] = &[For::Test, For::Bench, For::Cluster];
 const EVERYWHERE: &[For] = &[For::Demo, For::Test, For::Bench, For::Cluster];
 
 /// Every program, once, and who needs it.
@@ -64,7 +65,13 @@ pub const PROGRAMS: &[Program] = &[
     program("postgres", "postgresql", "a database with its own handshake", TESTS),
     program("initdb", "postgresql", "a database with its own handshake", TESTS),
     program("psql", "postgresql-client", "a database with its own handshake", TESTS),
-    file("python3", "/usr/bin/python3", "servers and clients of gRPC, WebSocket and SMTP", TESTS),
+    file("python3", "/usr/bin/python3", "servers and clients of gRPC, WebSocket and SMTP; pip", ALL_BUT_DEMO),
+    file(
+        "python3-pip",
+        "/usr/lib/python3/dist-packages/pip/__init__.py",
+        "Envoy, and Go where there is none",
+        ALL_BUT_DEMO,
+    ),
     file("python3-grpcio", "/usr/lib/python3/dist-packages/grpc/__init__.py", "a gRPC pair", TESTS),
     file("python3-websockets", "/usr/lib/python3/dist-packages/websockets/__init__.py", "a WebSocket", TESTS),
     file(

