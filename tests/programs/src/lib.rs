@@ -181,6 +181,7 @@ mod tests {
         assert_eq!(before, names.len());
         assert!(PROGRAMS.iter().all(|program| program.file.is_none_or(|file| file.starts_with('/'))));
         assert_eq!(packages(&["redis-cli", "redis-benchmark"]), ["redis-tools"]);
+        assert_eq!(packages(&["pkill", "sysctl"]), ["procps"]);
     }
 
     #[test]

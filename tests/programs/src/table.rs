@@ -90,5 +90,7 @@ pub const PROGRAMS: &[Program] = &[
     program("haproxy", "haproxy", "the bench: the plain relay, and a peer", PEERS),
     file("libnginx-mod-stream", "/usr/lib/nginx/modules/ngx_stream_module.so", "the bench: a peer", PEERS),
     program("wrk", "wrk", "the bench: a second opinion of our load generator", BENCHES),
+    program("pkill", "procps", "the demo's test: all sidecars die at once", TESTS),
+    program("sysctl", "procps", "the cluster: the host's settings, put back at its end", CLUSTER),
     program("strace", "strace", "killing the CA at each write of its state; the bench: system calls a request", PEERS),
 ];
