@@ -3,6 +3,7 @@
 //! Called first by every command. It must never ask a question, and never fail a run by itself: what is missing is named, with
 //! the line to type, and the step that needs it says that it was skipped.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -103,11 +104,17 @@ fn pip_of(python: Option<PathBuf>, folder: &Path, wheel: &str) -> Result<Command
     Ok(pip)
 }
 
-/// A directory that is ours alone under the system's temporary one.
+/// A directory that is ours alone to write under the system's temporary one; everybody may enter it.
 pub fn scratch(name: &str) -> std::io::Result<PathBuf> {
     let dir = Path::new("/tmp").join(format!("{name}-{}", std::process::id()));
     std::fs::create_dir(&dir)?;
+    open(&dir)?;
     Ok(dir)
+}
+
+/// Lets everybody enter a directory, or run a program, whatever our umask is (root's is 077 on many machines).
+pub fn open(path: &Path) -> std::io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
 }
 
 #[cfg(test)]

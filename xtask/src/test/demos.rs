@@ -79,14 +79,48 @@ fn not_shown(output: &str) -> &str {
 fn readable_copy(built: &Path) -> Result<PathBuf> {
     let dir = programs::scratch("countersign-bin").context("making a directory for the binaries")?;
     for name in crate::demo::BINARIES {
-        std::fs::copy(built.join(name), dir.join(name)).with_context(|| format!("copying {name}"))?;
+        let copy = dir.join(name);
+        let copied = std::fs::copy(built.join(name), &copy).and_then(|_| programs::open(&copy));
+        copied.with_context(|| format!("copying {name}"))?;
     }
     Ok(dir)
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    const UMASK: &str = "COUNTERSIGN_TEST_UMASK";
+
+    /// The umask is a process's own: the test runs itself once more, under a strict one.
+    #[test]
+    fn whatever_the_umask_everybody_may_run_the_copied_binaries() {
+        if std::env::var_os(UMASK).is_none() {
+            let mut strict = Command::new("sh");
+            strict.args(["-c", "umask 077 && exec \"$@\"", "sh"]).arg(std::env::current_exe().unwrap());
+            strict.args(["--exact", "test::demos::tests::whatever_the_umask_everybody_may_run_the_copied_binaries"]);
+            let done = strict.env(UMASK, "077").output().unwrap();
+            let said = String::from_utf8_lossy(&done.stdout);
+            return assert!(done.status.success() && said.contains("1 passed"), "{said}");
+        }
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let built = programs::scratch("countersign-built-test").unwrap();
+        for name in crate::demo::BINARIES {
+            fs::write(built.join(name), "").unwrap();
+            assert_eq!(mode(&built.join(name)), 0o600, "the umask is not strict");
+        }
+        let copy = readable_copy(&built).unwrap();
+        assert_eq!(mode(&copy), 0o755);
+        for name in crate::demo::BINARIES {
+            assert_eq!(mode(&copy.join(name)), 0o755, "{name}");
+        }
+        fs::remove_dir_all(&copy).unwrap();
+        fs::remove_dir_all(&built).unwrap();
+    }
 
     #[test]
     fn what_could_not_be_shown_is_quoted() {
