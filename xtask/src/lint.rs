@@ -3,6 +3,7 @@
 //! Called by people and as a step of `test`. It must never guess: each rule is a line in a table, and a problem names the
 //! file and the rule.
 
+mod advice;
 mod arrows;
 mod cited;
 mod crates;
@@ -43,6 +44,7 @@ pub fn check() -> Result<Found> {
     crates::check(&metadata, &mut found);
     sources::check(&root, &mut found)?;
     words::check(&root, &mut found)?;
+    advice::check(&root, &mut found)?;
     cited::check(&root, &mut found)?;
     ci(&root, &mut found);
     let tags = Command::new("git").args(["tag", "--list", "v*"]).current_dir(&root).stderr(Stdio::null()).output();
