@@ -4,6 +4,8 @@
 //! Started by `run`. It must never answer a request that it could not read with one that admits.
 
 use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,10 +64,25 @@ impl Webhooks {
     /// Serves until `shutdown`; then requests under way may end.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, serving: Serving, shutdown: CancellationToken) {
         let mut open = JoinSet::new();
+        self.take_all(|| listener.accept(), &mut open, &serving, &shutdown).await;
+        drop(listener);
+        while open.join_next().await.is_some() {}
+    }
+
+    /// Serves what `accept` brings, until `shutdown`.
+    async fn take_all<Accepted>(
+        self: &Arc<Self>,
+        mut accept: impl FnMut() -> Accepted,
+        open: &mut JoinSet<()>,
+        serving: &Serving,
+        shutdown: &CancellationToken,
+    ) where
+        Accepted: Future<Output = io::Result<(TcpStream, SocketAddr)>>,
+    {
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = shutdown.cancelled() => break,
+                accepted = accept() => accepted,
+                () = shutdown.cancelled() => return,
             };
             let tcp = match accepted {
                 Ok((tcp, _)) => tcp,
@@ -80,10 +97,8 @@ impl Webhooks {
                 self.metrics.connection_refused("connections");
                 continue;
             }
-            open.spawn(Arc::clone(&self).connection(tcp, serving.clone(), shutdown.clone()));
+            open.spawn(Arc::clone(self).connection(tcp, serving.clone(), shutdown.clone()));
         }
-        drop(listener);
-        while open.join_next().await.is_some() {}
     }
 
     async fn connection(self: Arc<Self>, tcp: TcpStream, serving: Serving, shutdown: CancellationToken) {

@@ -1,6 +1,6 @@
 //! The server over real sockets, asked as the API server asks: TLS with the root of the `caBundle`, HTTP/1.1.
 
-use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
@@ -31,6 +31,12 @@ fn pair() -> Pair {
 }
 
 async fn start() -> (Server, Pair) {
+    started(|webhooks, listener, serving, shutdown| tokio::spawn(webhooks.serve(listener, serving, shutdown))).await
+}
+
+async fn started(
+    serve: impl FnOnce(Arc<Webhooks>, TcpListener, Serving, CancellationToken) -> tokio::task::JoinHandle<()>,
+) -> (Server, Pair) {
     let api = ApiServer::start().await;
     let cluster = Cluster::connect(Some(&api.kubeconfig()), SYSTEM).await.unwrap();
     let (serving, metrics, shutdown) = (Serving::default(), Arc::new(Metrics::default()), CancellationToken::new());
@@ -39,7 +45,7 @@ async fn start() -> (Server, Pair) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let webhooks = Arc::new(Webhooks::new(mesh(&[]).unwrap(), Namespaces::new(cluster), Arc::clone(&metrics)));
-    let task = tokio::spawn(webhooks.serve(listener, serving.clone(), shutdown.clone()));
+    let task = serve(webhooks, listener, serving.clone(), shutdown.clone());
     (Server { api, address, serving, metrics, shutdown, task }, pair)
 }
 
@@ -195,6 +201,32 @@ async fn a_connection_outlives_the_change_of_the_certificate() {
     assert_eq!(ask(&mut open, "POST /mutate", &review("shop", |_| ())).await.0, 200, "not dropped");
     assert!(connect(server.address, &old.root).await.is_err(), "new connections get the new one");
     assert_eq!(posted(&server, &new.root, "/mutate", &review("shop", |_| ())).await["allowed"], true);
+}
+
+#[tokio::test]
+async fn an_accept_that_fails_is_tried_again_after_a_pause_and_serves_once_there_are_files() {
+    const FAILURES: u32 = 3;
+    let (tries, began) = (Arc::new(AtomicU32::new(0)), Instant::now());
+    let counted = Arc::clone(&tries);
+    let (server, pair) = started(move |webhooks, listener, serving, shutdown| {
+        tokio::spawn(async move {
+            let accept = || async {
+                match counted.fetch_add(1, Ordering::Relaxed) {
+                    0..FAILURES => Err(io::Error::from_raw_os_error(24)), // EMFILE
+                    _ => listener.accept().await,
+                }
+            };
+            webhooks.take_all(accept, &mut JoinSet::new(), &serving, &shutdown).await;
+        })
+    })
+    .await;
+    // It waits in the kernel meanwhile.
+    assert_eq!(posted(&server, &pair.root, "/mutate", &review("shop", |_| ())).await["allowed"], true);
+    assert!(began.elapsed() >= PAUSE * FAILURES, "{:?}", began.elapsed());
+    // The one that brought it, and one for the next.
+    assert_eq!(tries.load(Ordering::Relaxed), FAILURES + 2);
+    server.shutdown.cancel();
+    server.task.await.unwrap();
 }
 
 #[tokio::test]

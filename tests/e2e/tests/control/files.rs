@@ -1,5 +1,5 @@
-//! No file descriptors left at the CA: new connections wait in the kernel, nothing spins, and what was let go is used again. Of a sidecar
-//! `refusals` shows the same.
+//! No file descriptors left at the CA or the controller: new connections wait in the kernel, nothing spins, and what was let go is used
+//! again. Of a sidecar `refusals` shows the same.
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use countersign_kit::mesh::MeshPodSpec;
 use countersign_kit::{Inside, wait_until};
 
-use crate::stage::{SOON, Stage};
+use crate::stage::{RULES, SOON, Stage, policy};
+use crate::talk::exchange;
 
 /// Files that a process may open beyond those that it has.
 const SPARE: usize = 6;
@@ -21,9 +22,25 @@ const MOST_CPU: Duration = Duration::from_millis(500);
 
 pub fn ca(inside: &Inside) -> Result<()> {
     let stage = Stage::new(inside)?;
-    let stranger = stage.stranger(50)?;
-    let to: SocketAddr = stage.mesh.ca_address().parse()?;
     let pid = stage.mesh.ca_pid().context("it does not run")?;
+    run_out(&stage, pid, stage.mesh.ca_address().parse()?)
+}
+
+pub fn controller(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    let pid = stage.mesh.controller_pid().context("it does not run")?;
+    run_out(&stage, pid, stage.mesh.controller_address().parse()?)?;
+    // Who is at an address that is new is answered, and rules that are new come.
+    let late = stage.pod("later", 52)?;
+    stage.mesh.object(RULES, &policy("client-to-server", "Allow", "from: [{namespaces: [shop]}]"))?;
+    stage.mesh.settle(&[&stage.server, &late])?;
+    exchange(&late, stage.address())?;
+    Ok(())
+}
+
+/// More connections than it has files; and once they are gone, a pod that needs CA and controller starts.
+fn run_out(stage: &Stage, pid: u32, to: SocketAddr) -> Result<()> {
+    let stranger = stage.stranger(50)?;
     exhaust(pid)?;
     let dial = || stranger.inside(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)));
     let waiting = (0..MANY).map(|_| dial()).collect::<Result<Vec<_>, _>>()?;

@@ -118,6 +118,7 @@ const TESTS: &[(&str, Test)] = &[
     ("a_plaintext_refusal_has_an_id_and_explains_itself", explain::without_identity),
     ("a_denial_is_explained_from_the_log_when_no_socket_answers", explain::from_the_log),
     ("a_ca_without_files_does_not_spin_and_recovers", files::ca),
+    ("a_controller_without_files_does_not_spin_and_recovers", files::controller),
     ("the_log_level_changes_while_it_runs", observe::log_level),
     ("the_health_port_answers_nothing_else", observe::health_port),
     ("two_trust_domains_do_not_mix", domains::apart),
