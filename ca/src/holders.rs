@@ -53,9 +53,9 @@ pub struct Report {
 pub struct Connections {
     /// Open now.
     pub open: u64,
-    /// Ended well, or refused by a rule.
+    /// Ended well, or by what has nothing to do with certificates: a rule, an app, a stranger.
     pub good: u64,
-    /// Failed: certificates, handshakes, peers or apps out of reach.
+    /// Failed for want of trust, of a certificate, or of a peer that had been proven: the words are in docs/errors.md.
     pub failed: u64,
     /// Open, and not yet proven anew under the root that vouches for the holder now.
     pub behind: u64,

@@ -4,6 +4,7 @@
 //! It must never grow with what peers do: every label is a bounded word, or capped with `other` for the rest.
 
 mod begin;
+mod counts;
 mod follow;
 mod labels;
 mod process;
@@ -27,6 +28,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::outcome::{Blame, Direction, Outcome, Security};
+use counts::Counts;
 use labels::{Authz, Bounded, Build, Destination, Domain, End, Handshake, OTHER, Peers, Reason, UNKNOWN, Way};
 
 /// Most pairs of peers counted apart, per direction and kind of security taken together.
@@ -37,9 +39,6 @@ const MAX_RULES: usize = 512;
 const MAX_PLAINTEXT: usize = 256;
 /// Most trust domains shown.
 const MAX_DOMAINS: usize = 64;
-
-/// Results of connections by which open ones are proven anew.
-const AGAIN: [&str; 2] = ["reauthenticated", "reauth_refused"];
 
 /// Every metric of the process; clones share them.
 #[derive(Clone)]
@@ -55,7 +54,7 @@ struct Inner {
     received: Family<Peers, Counter>,
     by_peers: Mutex<HashMap<PeersKey, PeerCounters>>,
     ended: Family<End, Counter>,
-    /// Ends that were nobody's fault but the app's or a rule's, and the others: for the CA's report.
+    /// Ends as the CA's report counts them ([`Counts`]).
     good: Counter,
     failed: Counter,
     reused: Family<Way, Counter>,
@@ -208,11 +207,10 @@ impl Metrics {
         counters.received.inc_by(outcome.received);
         let end = End { direction, result: outcome.result, blame: outcome.blame.label() };
         self.0.ended.get_or_create(&end).inc();
-        match outcome.blame {
-            // A second connection, which carries nothing of the app's.
-            _ if AGAIN.contains(&outcome.result) => 0,
-            Blame::Nobody | Blame::App | Blame::Policy => self.0.good.inc(),
-            Blame::Peer | Blame::Us | Blame::ControlPlane => self.0.failed.inc(),
+        match Counts::of(outcome.result, outcome.direction) {
+            Counts::Good => self.0.good.inc(),
+            Counts::Failed => self.0.failed.inc(),
+            Counts::Neither => 0,
         };
         if outcome.reused {
             self.0.reused.get_or_create(&Way { direction }).inc();
@@ -253,7 +251,8 @@ impl Metrics {
         (self.0.inbound.open.get(), self.0.outbound.open.get())
     }
 
-    /// Application connections since the start, in both directions: open now, ended well (or by the app, or by a rule), failed.
+    /// Application connections since the start, in both directions: open now, failed for want of trust or of a proven peer, and those that
+    /// ended otherwise. docs/errors.md names the words.
     #[must_use]
     pub fn tally(&self) -> ConnectionCounts {
         let (inbound, outbound) = self.open_connections();

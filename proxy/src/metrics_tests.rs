@@ -110,6 +110,95 @@ fn decisions_are_counted_by_rule_and_only_where_they_were_made() {
     assert!(!metrics.encode().contains("countersign_authz_decisions_total{direction=\"outbound\""));
 }
 
+/// Words that count as failed connections in the CA's report of a rotation.
+const FAILED: &[&str] = &[
+    "handshake_failed",
+    "identity_mismatch",
+    "no_svid",
+    "svid_expired",
+    "credentials_expired",
+    "peer_distrusted",
+    "no_answer",
+    "no_rules_known",
+    "peer_gone",
+    "tls_broken",
+    "protocol_error",
+    "closing",
+    "cut",
+];
+/// Words that do so where the own app dials.
+const FAILED_OUTBOUND: &[&str] = &["overloaded"];
+/// Words that do not: what rules, apps and strangers do, and what is the same with any root.
+const NOT_FAILED: &[&str] = &[
+    "ok",
+    "closed_idle",
+    "no_rule_matched",
+    "no_policy",
+    "denied_by_rule",
+    "denied_by_unknown_rule",
+    "plaintext_under_strict",
+    "egress_mesh_only",
+    "denied_by_peer",
+    "bad_destination",
+    "plaintext_refused",
+    "foreign_tls_refused",
+    "silent",
+    "closed_early",
+    "unknown_destination",
+    "no_ready_endpoint",
+    "lookups_exceeded",
+    "connect_failed",
+    "app_unreachable",
+    "draining",
+    "peer_reset",
+    "app_reset",
+    "drain_forced",
+];
+/// Of second connections, which carry nothing of the app's: not counted.
+const SECOND: &[&str] = &["reauthenticated", "reauth_refused"];
+/// They stand in the same tables of docs/errors.md, and no connection ends so.
+const NO_END: &[&str] = &["allowed", "not_evaluated", "accepted", "denied"];
+
+#[test]
+fn the_ca_is_told_of_failed_connections_by_their_words_whoever_is_to_blame() {
+    let told = |result: &'static str, direction: Direction| {
+        let metrics = Metrics::new();
+        for blame in [Blame::Nobody, Blame::App, Blame::Peer, Blame::Policy, Blame::Us, Blame::ControlPlane] {
+            metrics.record(&Outcome { result, blame, direction, ..outcome("frontend") });
+        }
+        let ConnectionCounts { good, failed, .. } = metrics.tally();
+        (good, failed)
+    };
+    for direction in [Direction::Inbound, Direction::Outbound] {
+        for (words, expected) in [(FAILED, (0, 6)), (NOT_FAILED, (6, 0)), (SECOND, (0, 0))] {
+            words.iter().for_each(|word| assert_eq!(told(word, direction), expected, "{word}"));
+        }
+    }
+    for word in FAILED_OUTBOUND {
+        assert_eq!(told(word, Direction::Inbound), (6, 0), "a scan takes slots");
+        assert_eq!(told(word, Direction::Outbound), (0, 6));
+    }
+}
+
+#[test]
+fn of_every_word_that_a_connection_can_end_with_it_is_settled_how_the_ca_counts_it() {
+    let page = include_str!("../../docs/errors.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("Connections: `result`")).unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `") && !line.starts_with("| `result` |"));
+    let cells = rows.filter_map(|row| row.split(" | ").next());
+    let words: Vec<&str> = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(words.len() > 40, "{words:?}");
+    for word in &words {
+        let lists = [FAILED, FAILED_OUTBOUND, NOT_FAILED, SECOND, NO_END];
+        assert_eq!(lists.iter().filter(|list| list.contains(word)).count(), 1, "{word}");
+    }
+    // What operators are told of it is the same.
+    let told = section.split("\n\n").find(|text| text.contains("`connections_failed`")).unwrap();
+    for word in FAILED.iter().chain(FAILED_OUTBOUND) {
+        assert!(told.contains(&format!("`{word}`")), "{word} is not named");
+    }
+}
+
 #[test]
 fn strangers_cannot_make_it_grow() {
     let metrics = Metrics::new();
