@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::road::{Answer, Road};
 use super::{save, say};
@@ -17,8 +19,12 @@ use crate::output::{self, Format, Style, Verdict};
 const LOOK: Duration = Duration::from_millis(500);
 /// A CA that does not answer may be on its way up again.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// After the last step sidecars say within seconds that they hold the last bundle; a report that does not have them all says so.
+/// After the last step sidecars say within seconds that they hold the last bundle, and what has become of their connections; a report that does not
+/// have them all says so.
 const LAST_REPORTS: Duration = Duration::from_secs(15);
+/// What the last bundle ends is being ended while a sidecar says that it has it. It reports again some 4 to 6 s later; what came so long after the step
+/// is that second report.
+const SETTLED: time::Duration = time::Duration::seconds(3);
 /// In an emergency the new bundle gets so long to reach those who are connected.
 const LAST_CALL: Duration = Duration::from_secs(10);
 
@@ -150,17 +156,26 @@ fn to_the_end(road: &Road, id: &str, progress: &mut Progress) -> Result<Value> {
     }
 }
 
-/// The CA's report, once all holders have told it of the bundle without the old root, or a while has passed.
+/// The CA's report, once all holders have told it of the bundle without the old root and of what that did to their connections, or a while has passed.
 fn last_report(road: &Road) -> Result<Value> {
     let until = Instant::now() + LAST_REPORTS;
     loop {
         let report = road.report()?;
-        let totals = &report["report"]["totals"];
-        if totals["holding_the_bundle"] == totals["holders"] || Instant::now() >= until {
+        if all_told(&report["report"]) || Instant::now() >= until {
             return Ok(report);
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// Whether all holders have the bundle, and have reported since what the last step ended has ended.
+fn all_told(report: &Value) -> bool {
+    let time = |at: &Value| OffsetDateTime::parse(at.as_str()?, &Rfc3339).ok();
+    let last = report["rotation"]["stages"].as_array().and_then(|stages| time(&stages.last()?["at"]));
+    let Some(settled) = last.map(|last| last + SETTLED) else { return false };
+    let (totals, holders) = (&report["totals"], report["holders"].as_array());
+    totals["holding_the_bundle"] == totals["holders"]
+        && holders.into_iter().flatten().all(|holder| time(&holder["reported_at"]).is_some_and(|at| at >= settled))
 }
 
 /// The steps without their gates. False: nobody confirmed.
@@ -205,4 +220,27 @@ fn confirmed(given: Option<&str>, domain: &str) -> Result<bool> {
     let mut line = String::new();
     io::stdin().read_line(&mut line).context("standard input")?;
     Ok(line.trim() == domain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_report_waits_for_what_the_last_step_did_to_the_connections_of_all() {
+        let told = |holding: u64, reported: [Option<&str>; 2]| {
+            let passed = |stage, at| json!({ "stage": stage, "at": at });
+            let stages = [passed("prepared", "2026-11-22T01:59:30Z"), passed("retired", "2026-11-22T02:00:07Z")];
+            let holders = reported.map(|at| json!({ "reported_at": at }));
+            let totals = json!({ "holders": 2, "holding_the_bundle": holding });
+            all_told(&json!({ "rotation": { "stages": stages }, "holders": holders, "totals": totals }))
+        };
+        // The root went at 02:00:07.
+        let (first, second) = (Some("2026-11-22T02:00:07Z"), Some("2026-11-22T02:00:10Z"));
+        assert!(told(2, [second, Some("2026-11-22T02:01:00Z")]));
+        assert!(!told(2, [second, first]), "it has the bundle, and its connections are being cut");
+        assert!(!told(2, [second, None]));
+        assert!(!told(1, [second, second]), "one has an older bundle");
+        assert!(!all_told(&Value::Null));
+    }
 }

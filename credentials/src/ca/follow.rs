@@ -30,7 +30,8 @@ const SPREAD: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(30);
 /// The CA sends the bundle at once.
 const FIRST_MESSAGE: Duration = Duration::from_secs(15);
-/// While a root is being replaced we say so often what we hold.
+/// While a root is being replaced we say so often what we hold; and once, so long after a bundle came, what has become of our connections. A half
+/// more or less: `countersign ca rotate` waits for that report.
 const REPORT_EACH: Duration = Duration::from_secs(5);
 /// For one report.
 const REPORT_LIMIT: Duration = Duration::from_secs(5);
@@ -84,8 +85,10 @@ struct Reporter {
 }
 
 impl Reporter {
-    /// At once, and then every few seconds while a root is being replaced. Never ends.
+    /// At once, again after a pause, and then every few seconds while a root is being replaced. Never ends. It is begun anew with each bundle, and
+    /// what that ends is being ended while the first report goes out: the second tells of it, even where the bundle ends the rotation.
     async fn report(&mut self, store: &Store) -> std::convert::Infallible {
+        let mut once_more = true;
         loop {
             match self.once(store).await {
                 Ok(()) => {}
@@ -95,7 +98,7 @@ impl Reporter {
             }
             let again = REPORT_EACH.mul_f64(0.75) + up_to(REPORT_EACH / 2);
             tokio::time::sleep(again).await;
-            while !store.replacing() {
+            while !std::mem::take(&mut once_more) && !store.replacing() {
                 tokio::time::sleep(again).await;
             }
         }

@@ -11,7 +11,10 @@ use super::fake::{CA_ID, FakeCa, ME};
 use super::*;
 use crate::Credentials;
 use crate::testing;
-use crate::testing::{Frozen, HOUR, START, TestCa, advance, freeze, id, soon};
+use crate::testing::{Frozen, HOUR, START, TestCa, advance, freeze, id, settle, soon};
+
+/// The second report of a bundle comes so long after the first: three quarters of 5 s, to five quarters.
+const REPORTED_AGAIN: (Duration, Duration) = (Duration::from_millis(3750), Duration::from_millis(6250));
 
 /// A client at work.
 struct Client {
@@ -408,6 +411,29 @@ async fn each_new_bundle_is_reported_once_it_is_in_force_and_again_while_a_root_
         soon(reports.wait_for(|all| said(all, 2) >= times)).await.unwrap();
         advance(Duration::from_secs(10)).await;
     }
+}
+
+/// The bundle that ends a rotation ends connections, too: they are counted in a report that comes after it.
+#[tokio::test(start_paused = true)]
+async fn a_bundle_of_one_root_is_reported_again_once_what_it_ends_has_ended_and_no_more() {
+    let mut client = Client::settled().await;
+    let signer = client.ca.signer();
+    let mut reports = client.ca.reports.subscribe();
+    let said = |all: &Vec<([u8; 32], u64)>, generation| all.iter().filter(|one| one.1 == generation).count();
+    client.ca.publish(2, &[&signer]);
+    client.published(|held| held.generation() == 2).await;
+    soon(reports.wait_for(|all| said(all, 2) == 1)).await.unwrap();
+    advance(REPORTED_AGAIN.0 - Duration::from_millis(100)).await;
+    settle().await;
+    assert_eq!(said(&reports.borrow(), 2), 1, "not before the pause is over");
+    advance(REPORTED_AGAIN.1 - REPORTED_AGAIN.0 + Duration::from_millis(200)).await;
+    soon(reports.wait_for(|all| said(all, 2) == 2)).await.unwrap();
+    for _ in 0..3 {
+        advance(Duration::from_secs(10)).await;
+    }
+    client.ca.publish(3, &[&signer]);
+    soon(reports.wait_for(|all| said(all, 3) == 1)).await.unwrap();
+    assert_eq!(said(&reports.borrow(), 2), 2, "nobody waits for a third");
 }
 
 #[tokio::test(start_paused = true)]
