@@ -359,5 +359,8 @@ pub fn emergency(inside: &Inside) -> Result<()> {
         .iter()
         .any(|passed| passed["forced"] == true);
     ensure!(forced, "{report}");
+    // What was cut is in it, from the sidecar that cut it: a zero here would prove nothing there where none fails.
+    let totals = &report["report"]["totals"];
+    ensure!(totals["connections_failed"].as_u64() > Some(0), "{totals}");
     Ok(())
 }
