@@ -61,6 +61,22 @@ pub struct Connections {
     pub behind: u64,
 }
 
+/// Where the count of a holder's connections begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountedFrom {
+    /// When that was, seconds since 1970; 0 = not known.
+    pub at: u64,
+    /// What it had carried by then.
+    pub carried: Connections,
+}
+
+impl CountedFrom {
+    /// Whether something of before is left out. Who had carried nothing by then is counted from its start.
+    pub fn leaves_out(&self) -> bool {
+        self.carried.good > 0 || self.carried.failed > 0
+    }
+}
+
 /// Somebody with a living leaf.
 #[derive(Clone, Debug)]
 pub struct Holder {
@@ -74,8 +90,8 @@ pub struct Holder {
     pub id: String,
     /// Living leaves, the newest last; never empty.
     pub leaves: Vec<Leaf>,
-    /// What it had carried when it first said that it has the bundle from which on is counted ([`Holders::count_from`]).
-    pub first_connections: Option<Connections>,
+    /// As it first said that it has the bundle from which on is counted ([`Holders::count_from`]); to this process, which may be younger.
+    pub counted_from: Option<CountedFrom>,
     /// When it was first known, seconds since 1970; 0 = nobody knows: its leaf was signed elsewhere, or before this process.
     pub joined: u64,
     /// When it last said something new of where it stands (bundle in force, root above its leaf), seconds since 1970; 0 = never.
@@ -93,7 +109,7 @@ impl Holder {
             uid: uid.to_owned(),
             id: id.to_owned(),
             leaves: Vec::new(),
-            first_connections: None,
+            counted_from: None,
             joined,
             moved: 0,
             standing: None,
@@ -225,8 +241,8 @@ impl Holders {
         };
         let count_from = table.count_from;
         let Some(holder) = table.by_uid.get_mut(&uid) else { return };
-        if holder.first_connections.is_none() && report.generation >= count_from {
-            holder.first_connections = report.connections;
+        if holder.counted_from.is_none() && report.generation >= count_from {
+            holder.counted_from = report.connections.map(|carried| CountedFrom { at: report.at, carried });
         }
         let newest = holder.newest().is_some_and(|leaf| leaf.key == key);
         let Some(leaf) = holder.leaves.iter_mut().find(|leaf| leaf.key == key) else { return };
@@ -243,7 +259,7 @@ impl Holders {
     pub fn count_from(&self, generation: u64) {
         let mut table = self.lock();
         table.count_from = generation;
-        table.by_uid.values_mut().for_each(|holder| holder.first_connections = None);
+        table.by_uid.values_mut().for_each(|holder| holder.counted_from = None);
     }
 
     /// Everybody with a leaf that lives at `now`, by name.

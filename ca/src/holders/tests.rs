@@ -103,12 +103,12 @@ fn connections_are_counted_from_the_report_of_the_rotations_bundle() {
     let told = |generation, good, at| {
         let connections = Some(Connections { open: 1, good, ..Connections::default() });
         holders.reported(&peer, Report { generation, at, connections });
-        holders.living(at)[0].first_connections.map(|first| first.good)
+        holders.living(at)[0].counted_from.map(|from| (from.carried.good, from.at))
     };
-    assert_eq!(told(1, 5, START), Some(5));
+    assert_eq!(told(1, 5, START), Some((5, START)));
     holders.count_from(2);
     assert_eq!(told(1, 8, START + 1), None, "it is where it was");
-    assert_eq!(told(2, 9, START + 2), Some(9));
-    assert_eq!(told(3, 12, START + 3), Some(9));
+    assert_eq!(told(2, 9, START + 2), Some((9, START + 2)));
+    assert_eq!(told(3, 12, START + 3), Some((9, START + 2)));
     assert_eq!(holders.living(START + 3)[0].last_report().unwrap().connections.unwrap().good, 12);
 }

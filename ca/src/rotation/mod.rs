@@ -105,7 +105,7 @@ impl Rotations {
     /// Notes when a new bundle is held by all, and from which bundle on connections are counted, whoever prepared it. Never ends.
     pub async fn run(self: Arc<Self>) {
         let mut changes = self.state.subscribe();
-        // Of a rotation that is under way when we start whatever was carried since the start belongs to it.
+        // Of a rotation that is under way when we start all that is carried from now on belongs to it; its report says since when (`counted_since`).
         let mut counted = changes.borrow_and_update().generation();
         loop {
             let authority = Arc::clone(&changes.borrow_and_update());

@@ -40,6 +40,8 @@ impl Rotations {
         let new_root = &rotation.new.sha256;
         let on_new = |holder: &&Holder| holder.newest().is_some_and(|leaf| hex(&leaf.root) == *new_root);
         let counted: Vec<Connections> = holders.iter().filter_map(during).collect();
+        let began = rotation.passed.first().map_or(0, |passed| passed.at);
+        let counted_since = holders.iter().filter_map(|holder| left_out_until(holder, now)).fold(began, u64::max);
         let complete = |since: u64| since == 0 || now >= since.saturating_add(rotation.leaf_life);
         let all_known = known.waits.is_empty() && known.complete_since.is_some_and(complete);
         let document = json!({
@@ -61,6 +63,7 @@ impl Rotations {
                 "holders_that_told_of_connections": counted.len(),
                 "connections_good": counted.iter().fold(0, |sum: u64, count| sum.saturating_add(count.good)),
                 "connections_failed": counted.iter().fold(0, |sum: u64, count| sum.saturating_add(count.failed)),
+                "counted_since": time(counted_since),
             },
         });
         let signature = signature(own.svid(), &canonical(&document)).map_err(|_| ReportError::Sign)?;
@@ -91,9 +94,16 @@ fn row(holder: &Holder) -> Value {
 /// What it carried since it had the rotation's first bundle; all that it carried where it was started anew since. Nothing is told of one that never
 /// said that it has it.
 fn during(holder: &Holder) -> Option<Connections> {
-    let (now, first) = (holder.connections()?, holder.first_connections?);
+    let (now, first) = (holder.connections()?, holder.counted_from?.carried);
     if now.good < first.good || now.failed < first.failed {
         return Some(now);
     }
     Some(Connections { good: now.good - first.good, failed: now.failed - first.failed, ..now })
+}
+
+/// Until when connections of its are left out: seconds before its first report with the rotation's bundle, but after a restart of the CA whatever was
+/// carried before that. `None`: nothing is left out, or nothing told.
+fn left_out_until(holder: &Holder, now: u64) -> Option<u64> {
+    let from = holder.counted_from.filter(|from| from.leaves_out())?;
+    Some(if from.at == 0 { now } else { from.at })
 }

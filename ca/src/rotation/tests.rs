@@ -313,3 +313,37 @@ async fn a_report_names_every_holder_and_is_signed_by_the_cas_own_svid() {
     assert!(key.verify(said.as_bytes(), &signature).is_ok());
     assert!(key.verify(said.replace("shop", "shot").as_bytes(), &signature).is_err());
 }
+
+#[tokio::test]
+async fn a_report_says_since_when_connections_are_counted_and_a_restart_makes_that_later() {
+    let mut desk = desk().await;
+    desk.rotations.step(Step::Prepare, false).await.unwrap();
+    let (old, young) = (crate::testing::peer(&authority()), crate::testing::peer(&authority()));
+    let hear = |desk: &Desk, peer, good| {
+        desk.hand.advance(5);
+        let (at, connections) =
+            (desk.rotations.clock.now().as_secs(), Some(Connections { good, ..Connections::default() }));
+        desk.rotations.holders.reported(peer, Report { generation: 2, at, connections });
+    };
+    async fn told(desk: &Desk) -> (Value, Value) {
+        let totals = desk.rotations.report().await.unwrap()["report"]["totals"].take();
+        (totals["counted_since"].clone(), totals["connections_good"].clone())
+    }
+    assert_eq!(told(&desk).await, (json!(time(START)), json!(0)), "nobody is left out of what nobody told");
+    hear(&desk, &old, 100);
+    hear(&desk, &old, 130);
+    assert_eq!(told(&desk).await, (json!(time(START + 5)), json!(30)));
+    // Who comes later and has carried nothing is counted from its start.
+    hear(&desk, &young, 0);
+    hear(&desk, &young, 7);
+    assert_eq!(told(&desk).await, (json!(time(START + 5)), json!(37)));
+    // The CA is started anew: what it had heard is gone.
+    let (holders, rotations) = (Arc::new(Holders::new(START + 20)), &mut desk.rotations);
+    let (state, own, clock) = (Arc::clone(&rotations.state), Arc::clone(&rotations.own), desk.hand.clock());
+    rotations.siblings = Arc::new(Siblings::new(state, Arc::clone(&holders), own, clock, rotations.max_leaf));
+    rotations.holders = holders;
+    hear(&desk, &old, 150);
+    hear(&desk, &young, 9);
+    hear(&desk, &old, 151);
+    assert_eq!(told(&desk).await, (json!(time(START + 30)), json!(1)), "the last of both beginnings");
+}

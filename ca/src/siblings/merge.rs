@@ -42,9 +42,9 @@ fn join(into: &mut Holder, other: Holder) {
         (here, Some(there)) if here.is_none() || other.moved >= into.moved => (Some(there), other.moved),
         (here, _) => (here, into.moved),
     };
-    // What it had carried at first is the least that was told.
-    let firsts = [into.first_connections, other.first_connections].into_iter().flatten();
-    into.first_connections = firsts.min_by_key(|first| first.good.saturating_add(first.failed));
+    // What it had carried at first is the least that was told, and counted from then.
+    let firsts = [into.counted_from, other.counted_from].into_iter().flatten();
+    into.counted_from = firsts.min_by_key(|from| from.carried.good.saturating_add(from.carried.failed));
 }
 
 fn join_leaf(into: &mut Leaf, other: Leaf) {
@@ -70,7 +70,7 @@ fn earlier(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::holders::{Connections, Report};
+    use crate::holders::{Connections, CountedFrom, Report};
 
     const OLD: [u8; 32] = [1; 32];
     const NEW: [u8; 32] = [2; 32];
@@ -154,10 +154,11 @@ mod tests {
             let mut holder = seen(1, OLD, 2, at);
             let connections = good.map(|good| Connections { good, ..Connections::default() });
             holder.leaves[0].report = Some(Report { generation: 2, at, connections });
-            holder.first_connections = connections;
+            holder.counted_from = connections.map(|carried| CountedFrom { at, carried });
             holder
         };
         let all = merge([vec![told(30, Some(9))], vec![told(20, Some(4))], vec![told(40, None)]]);
-        assert_eq!((all[0].connections().unwrap().good, all[0].first_connections.unwrap().good), (9, 4));
+        let from = all[0].counted_from.unwrap();
+        assert_eq!((all[0].connections().unwrap().good, from.carried.good, from.at), (9, 4, 20));
     }
 }

@@ -2,7 +2,7 @@
 
 use countersign_api::ca;
 
-use crate::holders::{Connections, Holder, Leaf, Report};
+use crate::holders::{Connections, CountedFrom, Holder, Leaf, Report};
 
 /// Leaves of one holder that are taken from a sibling; it keeps fewer.
 const MAX_LEAVES: usize = 16;
@@ -17,11 +17,12 @@ pub fn told(holder: &Holder) -> ca::Holder {
         uid: holder.uid.clone(),
         id: holder.id.clone(),
         leaves: holder.leaves.iter().map(told_leaf).collect(),
-        first_connections: holder.first_connections.map(told_connections),
+        first_connections: holder.counted_from.map(|from| told_connections(from.carried)),
         joined: holder.joined,
         moved: holder.moved,
         standing_generation,
         standing_root_sha256,
+        counted_from: holder.counted_from.map_or(0, |from| from.at),
     }
 }
 
@@ -62,7 +63,9 @@ pub fn heard(holder: ca::Holder, ahead: i64) -> Option<Holder> {
         uid: holder.uid,
         id: holder.id,
         leaves: holder.leaves.into_iter().map(|leaf| heard_leaf(leaf, ahead)).collect::<Option<_>>()?,
-        first_connections: holder.first_connections.map(heard_connections),
+        counted_from: holder
+            .first_connections
+            .map(|carried| CountedFrom { at: ours(holder.counted_from, ahead), carried: heard_connections(carried) }),
         joined: ours(holder.joined, ahead),
         moved: ours(holder.moved, ahead),
         standing,
@@ -107,7 +110,8 @@ mod tests {
         let leaf = Leaf { key, serial: "5e".to_owned(), root, signed_at: 120, not_after: 900, asked_with: 1, report };
         let known = Holder::new("shop", "a", "uid-a", "spiffe://x", 110);
         let standing = Some((2, root));
-        Holder { leaves: vec![leaf], first_connections: connections, moved: 130, standing, ..known }
+        let counted_from = connections.map(|carried| CountedFrom { at: 125, carried });
+        Holder { leaves: vec![leaf], counted_from, moved: 130, standing, ..known }
     }
 
     #[test]
@@ -123,6 +127,7 @@ mod tests {
         let got = heard(told(&sent), -5).unwrap();
         let leaf = &got.leaves[0];
         assert_eq!((got.joined, got.moved, leaf.signed_at, leaf.report.unwrap().at), (0, 125, 115, 125));
+        assert_eq!(got.counted_from.unwrap().at, 120);
         assert_eq!(leaf.not_after, 900, "that is in the certificate");
     }
 

@@ -157,12 +157,27 @@ pub fn report(report: &Value, file: &Path) -> String {
         word(&totals["connections_good"]),
         word(&totals["connections_failed"])
     );
+    if let Some(since) = counted_late(report) {
+        let _ = writeln!(
+            text,
+            "  those of some are counted since {since} only: the CA was started anew meanwhile, or they told late"
+        );
+    }
     for silent in report["replicas"].as_array().into_iter().flatten().filter(|replica| replica["told"] == false) {
         let _ =
             writeln!(text, "  not told: whom replica {} at {} knows", word(&silent["id"]), word(&silent["address"]));
     }
     let _ = writeln!(text, "  report: {}", file.display());
     text
+}
+
+/// Since when the connections of all are counted, where that is not from the beginning: before the second stage each is counted from when it said that
+/// it has the new root, and nothing stands on that root yet.
+fn counted_late(report: &Value) -> Option<String> {
+    let second = report["rotation"]["stages"].get(1)?["at"].as_str()?;
+    let since = report["totals"]["counted_since"].as_str()?;
+    // Times of one form: as text they stand in their order.
+    (since > second).then(|| output::one_line(since))
 }
 
 /// Each holder as a row.
@@ -200,5 +215,29 @@ fn word(value: &Value) -> String {
         Value::String(text) => output::one_line(text),
         Value::Null => "-".to_owned(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_report_says_so_where_connections_are_not_counted_from_the_beginning() {
+        let said = |since: Value| {
+            let stages: Vec<_> = ["02:00:00Z", "02:00:12Z", "02:00:13Z"]
+                .iter()
+                .map(|at| json!({ "stage": "x", "at": format!("2026-11-22T{at}") }))
+                .collect();
+            let value = json!({ "rotation": { "stages": stages }, "totals": { "holders": 3, "counted_since": since } });
+            report(&value, Path::new("r.json"))
+        };
+        assert!(said(json!("2026-11-22T02:00:40Z")).contains("counted since 2026-11-22T02:00:40Z only"));
+        // As each of them came to have the new root; and a report of before, which does not tell.
+        for since in [json!("2026-11-22T02:00:05Z"), json!("2026-11-22T02:00:12Z"), Value::Null] {
+            assert!(!said(since).contains("counted since"));
+        }
     }
 }
