@@ -98,7 +98,7 @@ impl Style {
     }
 
     /// The same from what was found: set to nothing is not set.
-    fn of(no_color: Option<&OsStr>, terminal: bool) -> Self {
+    pub fn of(no_color: Option<&OsStr>, terminal: bool) -> Self {
         Self { color: terminal && no_color.is_none_or(OsStr::is_empty) }
     }
 

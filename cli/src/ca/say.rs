@@ -85,12 +85,7 @@ fn gate(gate: &Value, style: Style, most: usize) -> String {
             word(&one["until"])
         );
     }
-    let count = |value: &Value| value.as_u64().unwrap_or(0);
-    let all = count(&gate["holders"]).saturating_sub(count(&gate["ready"]));
-    let left = all.saturating_sub(missing.len().min(most) as u64);
-    if left > 0 {
-        let _ = writeln!(text, "  and {left} more");
-    }
+    text += &others(gate, missing.len().min(most));
     if gate["open"] != true {
         for waits in gate["waits"].as_array().into_iter().flatten() {
             let _ = writeln!(text, "  {}    {}", style.unsure("waits"), word(waits));
@@ -102,6 +97,16 @@ fn gate(gate: &Value, style: Style, most: usize) -> String {
         );
     }
     text
+}
+
+/// How many are missing beside the `told` ones: the CA names a hundred.
+fn others(gate: &Value, told: usize) -> String {
+    let count = |value: &Value| value.as_u64().unwrap_or(0);
+    let missing = count(&gate["holders"]).saturating_sub(count(&gate["ready"]));
+    match missing.saturating_sub(told as u64) {
+        0 => String::new(),
+        left => format!("  and {left} more\n"),
+    }
 }
 
 /// Before an emergency's forced steps: who will be cut.
@@ -116,9 +121,10 @@ pub fn emergency(status: &Value, style: Style) -> String {
     } else {
         let _ =
             writeln!(text, "These do not hold the new root. They are cut off until they are reached or start again:");
-        for one in missing {
+        for one in &missing {
             let _ = writeln!(text, "  {}  {}: {}", style.bad("cut"), who(one), word(&one["why"]));
         }
+        text += &others(&status["gate"], missing.len());
     }
     for waits in status["gate"]["waits"].as_array().into_iter().flatten() {
         let _ = writeln!(text, "  {}  {}", style.unsure("not waited for"), word(waits));
@@ -223,6 +229,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_emergency_says_how_many_will_be_cut_beside_those_whom_the_ca_names() {
+        let said = |named: usize, holders: usize| {
+            let missing: Vec<_> = (0..named).map(|n| json!({ "pod": format!("pod-{n}"), "why": "behind" })).collect();
+            let gate = json!({ "missing": missing, "holders": holders, "ready": 50 });
+            emergency(&json!({ "gate": gate }), Style::of(None, false))
+        };
+        let many = said(100, 300);
+        assert_eq!(many.matches("  cut  ").count(), 100);
+        assert!(many.ends_with("pod-99: behind\n  and 150 more\n"), "{many}");
+        assert!(!said(100, 150).contains(" more\n"), "all of them are named");
+    }
 
     #[test]
     fn a_report_says_so_where_connections_are_not_counted_from_the_beginning() {
