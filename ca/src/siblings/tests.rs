@@ -3,7 +3,7 @@ use crate::audit::Audit;
 use crate::grant::Terms;
 use crate::kubernetes::testing::{ApiServer, Fault};
 use crate::kubernetes::{KeySecret, StateSecret, on_server};
-use crate::state::{KeySource, Opened, Place, Race, open};
+use crate::state::{KeySource, Opened, Place, Race, TRIES, open};
 use crate::testing::{HOUR, Hand, LIVES, START, domain, now, own_id, private_dir};
 use countersign_api::names;
 
@@ -213,6 +213,19 @@ async fn where_the_record_cannot_be_written_there_is_no_registration() {
     assert!(error.may_pass(), "{error}");
     assert!(one.record().await.is_empty());
     assert!(one.known().await.waits[0].contains("not in the record"));
+    one.siblings.register(Some(NOWHERE.parse().unwrap())).await.unwrap();
+    assert_eq!(one.record().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_record_that_others_write_all_the_time_does_not_end_a_start() {
+    let (server, hand) = (ApiServer::new(), Hand::at(START));
+    let one = Desk::unregistered(&server, &hand).await;
+    server.fail("patch", "secrets", Fault::Status(409, "Conflict"), TRIES);
+    let writes = server.count("patch", "secrets");
+    let error = one.siblings.register(Some(NOWHERE.parse().unwrap())).await.unwrap_err();
+    assert_eq!(server.count("patch", "secrets"), writes + TRIES);
+    assert!(error.may_pass(), "{error}");
     one.siblings.register(Some(NOWHERE.parse().unwrap())).await.unwrap();
     assert_eq!(one.record().await.len(), 1);
 }

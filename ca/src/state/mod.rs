@@ -105,7 +105,8 @@ impl StateError {
     /// True if it may be otherwise in a while, with nothing done here.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Secret { source, .. } => source.may_pass(),
+            // Others write as well: as at the start of many replicas at once.
+            Self::Secret { source, .. } => source.may_pass() || *source == CallError::Conflict,
             Self::Key(error) => error.may_pass(),
             _ => false,
         }
@@ -117,7 +118,7 @@ pub const BUNDLE: &str = "bundle.pem";
 /// Name of the audit log in the state directory.
 pub const AUDIT: &str = "audit.jsonl";
 /// So often the record of replicas is written anew when others have written.
-const TRIES: usize = 5;
+pub(crate) const TRIES: usize = 5;
 
 /// Where the state key comes from.
 #[derive(Clone)]
