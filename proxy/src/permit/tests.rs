@@ -56,6 +56,22 @@ fn denial_ids_are_sixteen_hex_digits() {
     assert_eq!(DenialId(0x2a).to_string(), "000000000000002a");
 }
 
+#[test]
+fn denial_ids_are_random_in_all_of_their_64_bits() {
+    let denied = |permits: &Arc<Permits>, account: &str| permits.admit(asking(account, 80)).unwrap_err().id;
+    let (_sender, one) = permits("");
+    // Of one process, and of processes that were just started and are asked the same.
+    let of_one: Vec<u64> = (0..64).map(|n| denied(&one, &format!("intruder-{n}"))).collect();
+    let of_many: Vec<u64> = (0..64).map(|_| denied(&permits("").1, "intruder")).collect();
+    for ids in [&of_one, &of_many] {
+        let different: std::collections::HashSet<_> = ids.iter().collect();
+        assert_eq!(different.len(), 64, "{ids:x?}");
+        // One bit that is the same in all is a chance of 1 in 2^57.
+        let (ever, always) = ids.iter().fold((0_u64, u64::MAX), |(ever, always), id| (ever | id, always & id));
+        assert_eq!((ever, always), (u64::MAX, 0), "bits that never change: {ids:x?}");
+    }
+}
+
 #[tokio::test]
 async fn a_connection_ends_when_its_rule_goes_and_the_others_stay() {
     let (sender, permits) = permits(ALLOW_FRONTEND);
