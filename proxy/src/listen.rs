@@ -147,3 +147,25 @@ pub fn reset_on_close(io: &TcpStream) {
     // Best effort: if the option cannot be set the socket is closed all the same.
     let _ = SockRef::from(io).set_linger(Some(Duration::ZERO));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where a direction listens. The port that was free for IPv4 may be taken for IPv6: then another.
+    fn bound(direction: Direction) -> Vec<IpAddr> {
+        let listeners = (0..8).find_map(|_| bind(direction, 0).ok()).unwrap();
+        listeners.iter().map(|listener| listener.local_addr().unwrap().ip()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_neighbour_cannot_reach_the_listener_for_what_goes_out() {
+        let mut loopback: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into()];
+        if std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+            loopback.push(Ipv6Addr::LOCALHOST.into());
+        }
+        assert_eq!(bound(Direction::Outbound), loopback);
+        let inbound = bound(Direction::Inbound);
+        assert!(inbound.len() >= loopback.len() && inbound.iter().all(IpAddr::is_unspecified), "{inbound:?}");
+    }
+}
