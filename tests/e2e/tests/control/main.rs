@@ -86,6 +86,7 @@ const TESTS: &[(&str, Test)] = &[
     ("a_server_side_killed_between_two_uses_costs_no_connection", pool::killed),
     ("a_server_side_drained_just_before_a_use_costs_no_connection", pool::drained),
     ("a_link_closed_just_as_it_is_used_again_costs_no_connection", pool::crossed),
+    ("a_link_idle_for_too_long_is_ended_by_the_server_side_and_costs_no_connection", pool::idle_at_the_server),
     ("an_endpoint_whose_app_is_down_gives_way_to_another", endpoints::app_down),
     ("an_endpoint_that_is_gone_gives_way_to_another", endpoints::gone),
     ("with_no_ready_endpoint_the_refusal_says_so", endpoints::none_ready),

@@ -1,15 +1,22 @@
 //! Links that wait for another use, and what may happen to them meanwhile.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use countersign_kit::mesh::MeshPodSpec;
+use anyhow::{Context as _, Error, Result, ensure};
+use countersign_api::names::ALPN;
+use countersign_kit::mesh::{MeshPod, MeshPodSpec};
+use countersign_kit::testca::{LeafSpec, TestCa, careless_client};
 use countersign_kit::{Inside, wait_for};
 use nix::sys::signal::Signal;
+use rustls::version::TLS13;
 use serde_json::Value;
 use socket2::SockRef;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use crate::endpoints::SERVICE;
 use crate::stage::{CLIENT_ID, PORT, SERVER_ID, SOON, Stage, at, listeners_closed, metric, signal};
@@ -165,5 +172,62 @@ pub fn crossed(inside: &Inside) -> Result<()> {
     let line = account(&stage.client, talk.local)?;
     ensure!(line["result"] == "ok" && line["upstream_address"] == at(&second, PORT).to_string(), "{line}");
     ensure!((stage.echo.greeted(), second_app.greeted()) == (1, 2), "not once, and at the second");
+    Ok(())
+}
+
+/// `--link-idle-timeout` of the server side; the client's own patience is a minute.
+const IDLE: Duration = Duration::from_secs(2);
+const CLOSING: [u8; 4] = [6, 0, 0, 0];
+
+/// As the client, mutual TLS and then not a word: what the server side says by itself until it ends, and when that was.
+fn silent(stage: &Stage, to: SocketAddr) -> Result<(Vec<u8>, Duration)> {
+    let ca = stage.mesh.folder().join("ca");
+    let ca = TestCa::stolen(&ca.join("state"), &ca.join("state.key"))?;
+    let config = careless_client(Some(ca.leaf(&LeafSpec::of(CLIENT_ID))?), &[&TLS13], &[ALPN])?;
+    stage.mesh.system().run(|| async move {
+        let began = Instant::now();
+        let io = TcpStream::connect(to).await?;
+        let name = IpAddr::from([0, 0, 0, 0]).into();
+        let mut tls = timeout(SOON, TlsConnector::from(config).connect(name, io)).await??;
+        let mut said = Vec::new();
+        timeout(SOON, tls.read_to_end(&mut said)).await.context("it was not ended")??;
+        Ok::<_, Error>((said, began.elapsed()))
+    })
+}
+
+/// Whether the pod holds a connection that the other end, `to`, has ended (`CLOSE_WAIT`).
+fn ended_by(to: SocketAddrV4, pod: &MeshPod) -> Result<bool> {
+    let pid = pod.with_sidecar(|sidecar| Ok(sidecar.pid()))?;
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp"))?;
+    let remote = format!("{:08X}:{:04X}", u32::from_ne_bytes(to.ip().octets()), to.port());
+    Ok(table.lines().any(|row| row.split_whitespace().skip(2).take(2).eq([remote.as_str(), "08"])))
+}
+
+/// A link that never carried anything has an account of its own end; a kept one has none, its last use is in the log. One in use
+/// is not idle.
+pub fn idle_at_the_server(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    let idle = format!("{}s", IDLE.as_secs());
+    let proxy_args = ["--link-idle-timeout", &idle, "--pool-idle-timeout", "1s"].map(str::to_owned).to_vec();
+    let second = stage.mesh.pod(MeshPodSpec { proxy_args, ..MeshPodSpec::new("server-2", "server", 36) })?;
+    let app = Echo::start(&second, PORT)?;
+    stage.mesh.settle(&[&second])?;
+    let to = at(&second, PORT);
+    let mut used = Talk::open(&stage.client, to)?;
+    exchange(&stage.client, to)?;
+
+    let (said, after) = silent(&stage, to)?;
+    ensure!(said == CLOSING && after >= IDLE, "{said:?} after {after:?}");
+    let line = second.access_line(|line| line["result"] == "closed_idle")?;
+    ensure!(line["direction"] == "inbound" && line["blame"] == "none", "{line}");
+    let kept = SocketAddrV4::new(second.v4(), PORT);
+    wait_for(SOON, "the kept link is ended", || ended_by(kept, &stage.client).unwrap_or(false))?;
+
+    used.say("still here\n").context("in use meanwhile")?;
+    let line = account(&stage.client, exchange(&stage.client, to)?)?;
+    ensure!(line["result"] == "ok" && line["reused"] == false, "{line}");
+    // The ended one was not even tried: the app met each connection once.
+    let taken = metric(&stage, &stage.client, "countersign_pool_takes_total", ("result", "reused"))?;
+    ensure!(taken == 0.0 && app.greeted() == 3, "{taken} taken from the pool, {} met", app.greeted());
     Ok(())
 }
