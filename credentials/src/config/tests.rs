@@ -1,5 +1,14 @@
+use std::path::Path;
+use std::process::Command;
+
+use countersign_kit::programs::need;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::SupportedKxGroup;
-use rustls::{NamedGroup, ProtocolVersion, SignatureScheme};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, NamedGroup, PeerMisbehaved, ProtocolVersion, SignatureScheme,
+};
+use rustls_pki_types::CertificateDer;
 
 use super::*;
 use crate::testing;
@@ -66,7 +75,7 @@ async fn tls_1_3_and_our_three_groups_are_all_there_is() {
 async fn only_modern_signatures_prove_possession() {
     let credentials = TestCa::new("cluster.local").credentials(ME, &testing::clock());
     let verifier = Verifier::of_clients(Arc::clone(&credentials.trust), true, PeerSlot::default());
-    let schemes = rustls::server::danger::ClientCertVerifier::supported_verify_schemes(&verifier);
+    let schemes = ClientCertVerifier::supported_verify_schemes(&verifier);
     let allowed = [
         SignatureScheme::ECDSA_NISTP256_SHA256,
         SignatureScheme::ECDSA_NISTP384_SHA384,
@@ -78,18 +87,101 @@ async fn only_modern_signatures_prove_possession() {
     assert_eq!(schemes, allowed);
 }
 
-/// ecdsa_secp256r1_sha256, and an empty signature.
-fn signature() -> rustls::DigitallySignedStruct {
+/// A peer's signature as it comes over the wire (RFC 8446, 4.4.3).
+fn signed(scheme: u16, signature: &[u8]) -> DigitallySignedStruct {
     use rustls::internal::msgs::codec::{Codec as _, Reader};
-    rustls::DigitallySignedStruct::read(&mut Reader::init(&[4, 3, 0, 0])).unwrap()
+    let length = u16::try_from(signature.len()).unwrap();
+    let wire = [scheme.to_be_bytes().as_slice(), &length.to_be_bytes(), signature].concat();
+    DigitallySignedStruct::read(&mut Reader::init(&wire)).unwrap()
+}
+
+const ECDSA_P256_SHA256: u16 = 0x0403;
+const RSA_PSS_SHA256: u16 = 0x0804;
+const RSA_PKCS1_SHA256: u16 = 0x0401;
+const MESSAGE: &[u8] = b"what CertificateVerify covers";
+
+fn verifiers(credentials: &Credentials) -> [Verifier; 2] {
+    let trust = || Arc::clone(&credentials.trust);
+    let clients = Verifier::of_clients(trust(), true, PeerSlot::default());
+    [clients, Verifier::of_server(trust(), id(ME), PeerSlot::default())]
+}
+
+/// Why the proof of possession of this leaf's key is refused, in either role. A good one is, too, as [`unasked`]: here no
+/// certificate was judged before.
+fn refused(credentials: &Credentials, leaf: &CertificateDer<'_>, proof: &DigitallySignedStruct) -> Error {
+    let [clients, server] = verifiers(credentials);
+    let of_client = ClientCertVerifier::verify_tls13_signature(&clients, MESSAGE, leaf, proof);
+    let of_server = ServerCertVerifier::verify_tls13_signature(&server, MESSAGE, leaf, proof);
+    let refused = of_client.unwrap_err();
+    assert_eq!(of_server.unwrap_err(), refused);
+    refused
+}
+
+fn unasked() -> Error {
+    Error::General("signature before certificate".into())
+}
+
+fn unadvertised() -> Error {
+    PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into()
 }
 
 #[tokio::test]
 async fn a_tls_1_2_signature_is_refused_in_either_role() {
     let credentials = TestCa::new("cluster.local").credentials(ME, &testing::clock());
+    let (leaf, proof) = (&credentials.svid().chain()[0], signed(ECDSA_P256_SHA256, b""));
+    let [clients, server] = verifiers(&credentials);
+    ClientCertVerifier::verify_tls12_signature(&clients, b"", leaf, &proof).unwrap_err();
+    ServerCertVerifier::verify_tls12_signature(&server, b"", leaf, &proof).unwrap_err();
+}
+
+#[tokio::test]
+async fn possession_is_not_proven_by_pkcs1_nor_sha1_nor_p521() {
+    let credentials = TestCa::new("cluster.local").credentials(ME, &testing::clock());
     let leaf = &credentials.svid().chain()[0];
-    let clients = Verifier::of_clients(Arc::clone(&credentials.trust), true, PeerSlot::default());
-    rustls::server::danger::ClientCertVerifier::verify_tls12_signature(&clients, b"", leaf, &signature()).unwrap_err();
-    let server = Verifier::of_server(Arc::clone(&credentials.trust), id(ME), PeerSlot::default());
-    rustls::client::danger::ServerCertVerifier::verify_tls12_signature(&server, b"", leaf, &signature()).unwrap_err();
+    // rsa_pkcs1_sha256, _sha384, _sha512, _sha1; ecdsa_sha1; ecdsa_secp521r1_sha512.
+    for scheme in [RSA_PKCS1_SHA256, 0x0501, 0x0601, 0x0201, 0x0203, 0x0603] {
+        assert_eq!(refused(&credentials, leaf, &signed(scheme, b"")), unadvertised(), "{scheme:#06x}");
+    }
+    // One that is allowed is looked at, and found wrong.
+    let wrong = Error::InvalidCertificate(CertificateError::BadSignature);
+    assert_eq!(refused(&credentials, leaf, &signed(ECDSA_P256_SHA256, b"")), wrong);
+}
+
+/// A certificate with an RSA key of so many bits, and the message signed with it: by RSA-PSS, and by PKCS #1.
+fn rsa(folder: &Path, bits: u32) -> (CertificateDer<'static>, [Vec<u8>; 2]) {
+    let openssl = |arguments: &str| {
+        let mut command = Command::new(need("openssl").unwrap());
+        let done = command.args(arguments.split_whitespace()).current_dir(folder).output().unwrap();
+        assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    std::fs::write(folder.join("message"), MESSAGE).unwrap();
+    openssl(&format!(
+        "req -x509 -newkey rsa:{bits} -nodes -keyout leaf.key -out leaf.der -outform DER -subj /CN=leaf -days 1 \
+         -addext keyUsage=critical,digitalSignature"
+    ));
+    let pss = "-sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:digest";
+    let signatures = [pss, ""].map(|options| {
+        openssl(&format!("dgst -sha256 {options} -sign leaf.key -out signature message"));
+        read("signature")
+    });
+    (CertificateDer::from(read("leaf.der")), signatures)
+}
+
+#[tokio::test]
+async fn possession_of_a_short_rsa_key_is_not_proven_and_of_a_long_one_by_pss_alone() {
+    if let Err(missing) = need("openssl") {
+        return println!("NOT RUN: {missing}");
+    }
+    let credentials = TestCa::new("cluster.local").credentials(ME, &testing::clock());
+    let folder = std::env::temp_dir().join(format!("countersign-credentials-rsa-{}", std::process::id()));
+    std::fs::create_dir(&folder).unwrap();
+    let found = [2048, 1024].map(|bits| {
+        let (leaf, [pss, pkcs1]) = rsa(&folder, bits);
+        [(RSA_PSS_SHA256, pss), (RSA_PKCS1_SHA256, pkcs1)]
+            .map(|(scheme, signature)| refused(&credentials, &leaf, &signed(scheme, &signature)))
+    });
+    std::fs::remove_dir_all(&folder).unwrap();
+    let short = Error::InvalidCertificate(CertificateError::BadSignature);
+    assert_eq!(found, [[unasked(), unadvertised()], [short, unadvertised()]]);
 }
