@@ -15,7 +15,7 @@ use countersign_api::names::{ALPN, ALPN_REAUTH};
 use countersign_credentials::{
     Credentials, Driven, HandshakeError, PeerError, SharedClock, accept_driven, connect_driven,
 };
-use countersign_identity::{Purpose, SpiffeId, VerifiedId};
+use countersign_identity::{BundleSet, Purpose, SpiffeId, VerifiedId};
 use countersign_policy::Principal;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{ConnectionCommon, NamedGroup, SideData};
@@ -69,7 +69,8 @@ pub(crate) struct Standing {
     /// The same end on the wall clock.
     not_after: UnixTime,
     chain: Arc<[CertificateDer<'static>]>,
-    generation: u64,
+    /// By whom the chain was judged.
+    bundles: BundleSet,
     /// The roots that vouch for us and for the peer.
     anchors: [Option<[u8; 32]>; 2],
 }
@@ -81,7 +82,7 @@ impl Standing {
             ends: ends(not_after, credentials.clock().now()),
             not_after,
             chain: reauth::owned(chain),
-            generation: credentials.generation(),
+            bundles: credentials.bundles().clone(),
             anchors: [credentials.anchor_sha256().copied(), Some(*id.anchor_sha256())],
         }
     }
@@ -140,18 +141,19 @@ impl Peer {
         }
     }
 
-    /// Judges the stored chain again after a change of bundle; the same bundle needs no second look.
+    /// Judges the stored chain again after a change of bundle; the same roots need no second look. Roots are compared, and not the
+    /// bundles' numbers: a CA that began anew may give others under the same one.
     ///
     /// # Errors
     /// When the bundle no longer vouches for the peer: the connection must end.
     pub fn still_trusted(&self, credentials: &Credentials) -> Result<(), PeerError> {
-        let (generation, chain) = {
+        let chain = {
             let standing = self.standing();
-            (standing.generation, Arc::clone(&standing.chain))
+            if credentials.bundles().fingerprint() == standing.bundles.fingerprint() {
+                return Ok(());
+            }
+            Arc::clone(&standing.chain)
         };
-        if credentials.generation() == generation {
-            return Ok(());
-        }
         credentials.reverify(&chain, self.purpose)
     }
 
@@ -266,5 +268,30 @@ fn group_name(group: NamedGroup) -> &'static str {
         NamedGroup::X25519 => "X25519",
         NamedGroup::secp256r1 => "P-256",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TestCa, links_between, tcp_pair};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn other_roots_under_the_same_number_are_another_bundle() {
+        let ca = TestCa::new("cluster.local");
+        let [frontend, backend] = ["frontend", "backend"].map(|account| ca.credentials(account, HOUR));
+        let ((_, peer), _) = links_between(tcp_pair().await, &frontend, &backend, HOUR).await;
+        peer.still_trusted(&frontend).unwrap();
+
+        let renumbered = BundleSet::new(vec![ca.bundle(frontend.generation() + 1)]).unwrap();
+        let renumbered = Credentials::new(Arc::clone(frontend.svid()), renumbered, frontend.clock().clone()).unwrap();
+        peer.still_trusted(&renumbered).unwrap();
+
+        let replaced = TestCa::new("cluster.local").credentials("frontend", HOUR);
+        assert_eq!(replaced.generation(), frontend.generation());
+        let refused = peer.still_trusted(&replaced);
+        assert!(matches!(refused, Err(PeerError::Refused(_))), "{refused:?}");
     }
 }
