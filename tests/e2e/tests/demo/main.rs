@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use countersign_kit::mesh::binary;
-use countersign_kit::programs::is_root;
+use countersign_kit::programs::{is_root, need};
 
 use show::{Shown, alone, demo, ended};
 
@@ -96,8 +96,8 @@ fn plaintext_between_the_pods_makes_the_first_claim_false() {
 /// The first packet of each connection to the server that speaks first is lost on its way into the sidecar: the kernel sends another a second later.
 #[test]
 fn a_mesh_that_keeps_a_greeting_waiting_makes_the_second_claim_false() {
-    if countersign_kit::programs::find("nft").is_none() {
-        return println!("NOT RUN: no nft");
+    if let Err(missing) = need("nft") {
+        return println!("NOT RUN: {missing}");
     }
     let _alone = alone();
     let folder = Folder::of_binaries("waits");
@@ -158,6 +158,9 @@ fn a_rule_that_does_not_go_makes_the_fifth_claim_false() {
 /// As the old root leaves the bundle, all sidecars die. The answer that is read throughout is the first of what then failed to be told.
 #[test]
 fn a_request_that_fails_while_the_root_is_replaced_makes_the_sixth_claim_false() {
+    if let Err(missing) = need("pkill") {
+        return println!("NOT RUN: {missing}");
+    }
     let _alone = alone();
     let folder = Folder::of_binaries("dies");
     folder.replace(
