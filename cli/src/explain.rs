@@ -145,9 +145,10 @@ async fn dump_of(args: &WhyArgs, workload: &str) -> Result<(String, Value)> {
 /// The first, if all have the same rules in force.
 fn one_of(mut dumps: Vec<(String, Value)>) -> Result<(String, Value)> {
     let namespace = |name: &str| name.split_once('/').map(|(namespace, _)| namespace.to_owned());
+    // Their revisions differ in any case: pod and node are in them.
     let of = |(name, dump): &(String, Value)| {
         let workload = &dump["discovery"]["workload"];
-        (namespace(name), workload["revision"].clone(), workload["modes"].clone())
+        (namespace(name), workload["rules"].clone(), workload["modes"].clone())
     };
     let first = dumps.first().map(of);
     if let Some((other, _)) = dumps.iter().find(|dump| Some(of(dump)) != first) {
@@ -291,11 +292,15 @@ mod tests {
     #[test]
     fn pods_of_a_workload_are_one_while_they_have_the_same_rules() {
         let named = |name: &str, dump: Value| (name.to_owned(), dump);
-        let (one, two) = (named("shop/orders-0", dump()), named("shop/orders-1", dump()));
-        assert_eq!(one_of(vec![one.clone(), two]).unwrap().0, "shop/orders-0");
-        let mut newer = dump();
-        newer["discovery"]["workload"]["revision"] = json!("r2");
-        for other in [named("shop/orders-1", newer), named("bank/orders-0", dump())] {
+        let one = named("shop/orders-0", dump());
+        let mut two = dump();
+        two["discovery"]["workload"]["revision"] = json!("r2");
+        assert_eq!(one_of(vec![one.clone(), named("shop/orders-1", two)]).unwrap().0, "shop/orders-0");
+        let (mut newer, mut audited) = (dump(), dump());
+        newer["discovery"]["workload"]["rules"][0]["action"] = json!("DENY");
+        audited["discovery"]["workload"]["modes"]["posture"] = json!("Audit");
+        for other in [("shop/orders-1", newer), ("shop/orders-1", audited), ("bank/orders-0", dump())] {
+            let other = named(other.0, other.1);
             let said = one_of(vec![one.clone(), other.clone()]).unwrap_err().to_string();
             assert!(said.contains("not the same rules") && said.contains(&other.0), "{said}");
         }
