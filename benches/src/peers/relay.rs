@@ -71,7 +71,7 @@ impl Relay {
         let app = start_app(&server)?;
         let redirect = |hook: &str, which: &str, to: u16| {
             format!(
-                "table ip relay {{\nchain all {{ type nat hook {hook} priority -100; {which} redirect to :{to}; }}\n}}\n"
+                "table ip relay {{\nchain redirected {{ type nat hook {hook} priority -100; {which} redirect to :{to}; }}\n}}\n"
             )
         };
         client.nft(&redirect("output", &format!("ip daddr {} tcp dport {APP}", server.v4()), CLIENT))?;
