@@ -291,9 +291,9 @@ pub fn forced(inside: &Inside) -> Result<()> {
         let abort = scope.spawn(|| json(mesh, &["abort"]));
         let ended = (|| {
             wait_until(SOON, || at_stage(mesh, &["returning"]))?;
-            let (code, said) = json(mesh, &["rotate"])?;
-            let why = said.to_string();
-            ensure!(code == 1 && why.contains("an abort is under way"), "{why}");
+            let refused = ca(mesh, &["rotate"])?;
+            let why = refused.errors();
+            ensure!(!refused.status.success() && why.contains("an abort is under way"), "{why}");
             let ask =
                 mesh.system().command(binary("countersign-ca")?).args(["ask", "--post", "/rotation/retire/forced"]);
             let asked = ask.args(["--admin-socket".into(), mesh.ca_socket().into_os_string()]).finish()?;
