@@ -165,9 +165,13 @@ fn left_out(cluster: &Cluster) -> Result<()> {
 
 fn both_serve(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "talk-both")?;
-    let names = who_answers(&namespace, "http://server/", 20)?;
-    ensure!(names.len() == 2, "{names:?}");
-    Ok(())
+    // One that did not answer at first is left alone for ten seconds.
+    until(Duration::from_secs(30), "both serve", || {
+        let names = who_answers(&namespace, "http://server/", 20)?;
+        ensure!(names.len() == 2, "{names:?}");
+        Ok(())
+    })
+    .map_err(|error| namespace.accounted(error))
 }
 
 const STATEFUL: &str = r"
