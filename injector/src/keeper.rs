@@ -72,6 +72,13 @@ impl Ring {
         living().find(|pair| pair.serve_from <= now).or_else(|| living().next())
     }
 
+    /// How long until a pair that is made may be served; none if none waits.
+    #[must_use]
+    pub fn waits(&self, now: u64) -> Option<Duration> {
+        let later = self.pairs.iter().filter_map(|pair| pair.serve_from.checked_sub(now));
+        later.filter(|left| *left > 0).min().map(Duration::from_secs)
+    }
+
     /// The roots that the API server must know, old and new.
     #[must_use]
     pub fn bundle(&self) -> String {
@@ -104,6 +111,22 @@ mod tests {
 
     fn at(ring: &Ring, now: u64) -> Ring {
         ring.tended(&terms(), now).unwrap()
+    }
+
+    #[test]
+    fn a_longer_life_takes_over_before_a_short_one_ends_however_seldom_one_looks() {
+        let short = Terms { life: Duration::from_secs(60), ..terms() };
+        // The new terms come when so much of the short life is left; looks are as far apart as they may be.
+        for left in 1..60 {
+            let mut ring = Ring::default().tended(&short, START).unwrap();
+            let (end, mut now) = (START + 60, START + 60 - left);
+            while now < end {
+                ring = ring.tended(&terms(), now).unwrap();
+                now += ring.waits(now).map_or(terms().tick(), |waits| waits.min(terms().tick())).as_secs();
+            }
+            assert!(ring.serving(now).is_some_and(|pair| pair.ends > end), "{left} s left");
+            assert!(ring.pairs[1].serve_from <= end - 1 || left == 1, "{left} s left: {:?}", ring.pairs[1].serve_from);
+        }
     }
 
     #[test]

@@ -92,7 +92,9 @@ impl Upkeep {
                 _ => {}
             }
             failing = result.is_err();
-            tokio::time::sleep(if failing { AGAIN } else { self.terms.tick() }).await;
+            // Not past the moment from which the next one may be served: the last one may end soon after it.
+            let tick = ring.waits((self.clock)()).map_or(self.terms.tick(), |waits| waits.min(self.terms.tick()));
+            tokio::time::sleep(if failing { AGAIN } else { tick }).await;
         }
     }
 
