@@ -27,10 +27,11 @@ pub fn stage(inside: &Inside) -> Result<Stage> {
     Stage::with_ca_args(inside, CA)
 }
 
-/// `countersign ca ...`, to its end.
+/// `countersign ca ...`, to its end. In the mesh's folder: where no `--report` says otherwise, reports are written to where it runs.
 pub fn ca(mesh: &Mesh, words: &[&str]) -> Result<Finished> {
     let command = mesh.system().command(binary("countersign")?).arg("ca").args(words.iter().copied());
-    command.args(["--socket".into(), mesh.ca_socket().into_os_string()]).limit(LONG).finish()
+    let command = command.folder(mesh.folder()).limit(LONG);
+    command.args(["--socket".into(), mesh.ca_socket().into_os_string()]).finish()
 }
 
 /// The same with `-o json`: exit code, and what it printed.
