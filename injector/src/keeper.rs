@@ -72,11 +72,11 @@ impl Ring {
         living().find(|pair| pair.serve_from <= now).or_else(|| living().next())
     }
 
-    /// How long until a pair that is made may be served; none if none waits.
+    /// How long until the next look: never past the moment from which a pair that is made may be served, as the last one may end soon after it.
     #[must_use]
-    pub fn waits(&self, now: u64) -> Option<Duration> {
-        let later = self.pairs.iter().filter_map(|pair| pair.serve_from.checked_sub(now));
-        later.filter(|left| *left > 0).min().map(Duration::from_secs)
+    pub fn next_look(&self, terms: &Terms, now: u64) -> Duration {
+        let later = self.pairs.iter().filter_map(|pair| pair.serve_from.checked_sub(now)).filter(|left| *left > 0);
+        later.map(Duration::from_secs).fold(terms.tick(), Duration::min)
     }
 
     /// The roots that the API server must know, old and new.
@@ -122,7 +122,7 @@ mod tests {
             let (end, mut now) = (START + 60, START + 60 - left);
             while now < end {
                 ring = ring.tended(&terms(), now).unwrap();
-                now += ring.waits(now).map_or(terms().tick(), |waits| waits.min(terms().tick())).as_secs();
+                now += ring.next_look(&terms(), now).as_secs();
             }
             assert!(ring.serving(now).is_some_and(|pair| pair.ends > end), "{left} s left");
             assert!(ring.pairs[1].serve_from < end, "{left} s left: {:?}", ring.pairs[1].serve_from);

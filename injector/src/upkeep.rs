@@ -92,9 +92,7 @@ impl Upkeep {
                 _ => {}
             }
             failing = result.is_err();
-            // Not past the moment from which the next one may be served: the last one may end soon after it.
-            let tick = ring.waits((self.clock)()).map_or(self.terms.tick(), |waits| waits.min(self.terms.tick()));
-            tokio::time::sleep(if failing { AGAIN } else { tick }).await;
+            tokio::time::sleep(if failing { AGAIN } else { ring.next_look(&self.terms, (self.clock)()) }).await;
         }
     }
 
