@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::cargo::TestProgram;
 use crate::programs::{self, For};
 use crate::test::test_command;
 use crate::{cargo, image, statics, suite};
@@ -88,11 +89,11 @@ fn test(filter: Option<&str>) -> Result<u8> {
     possible()?;
     let programs = cargo::build_all()?;
     let bed = Bed::up()?;
-    let ours = programs.iter().filter(|program| program.package == PACKAGE && program.kind == "test");
+    let ours = programs.into_iter().filter(|program| program.package == PACKAGE && program.kind == "test");
     let ran: Result<Vec<u8>> = ours
         .map(|program| {
-            let mut tests = test_command(program);
-            let status = tests.args(filter).env("CLUSTER_BUILT", &bed.built).status();
+            let program = bed.with(program);
+            let status = test_command(&program).args(filter).status();
             let status = status.with_context(|| format!("running {}", program.executable.display()))?;
             Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2))
         })
@@ -193,6 +194,11 @@ impl Bed {
         bed.load(&images).inspect_err(|_| drop(bed.end()))?;
         said("images loaded", began);
         Ok(bed)
+    }
+
+    /// A program of tests, told where the cluster's own programs are.
+    pub fn with(&self, program: TestProgram) -> TestProgram {
+        TestProgram { built: Some(self.built.clone()), ..program }
     }
 
     fn load(&self, images: &Path) -> Result<()> {

@@ -24,13 +24,16 @@ fn programs() -> impl Iterator<Item = &'static str> {
     image::PROGRAMS.iter().map(|(name, _)| *name).chain(OTHERS.iter().copied())
 }
 
-fn folder() -> Result<PathBuf> {
-    Ok(cargo::target_dir()?.join("debug/static"))
+/// Where cargo puts programs, and the folder in it for the static ones.
+fn folders() -> Result<(PathBuf, PathBuf)> {
+    let built = cargo::target_dir()?.join("debug");
+    let folder = built.join("static");
+    Ok((built, folder))
 }
 
 /// Has this cargo call us in place of rustc.
 pub fn wrap(cargo: &mut Command) -> Result<()> {
-    let folder = folder()?;
+    let (_, folder) = folders()?;
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     // The build links this very program anew, too: a copy stays where it is.
     let copy = folder.join("rustc");
@@ -140,8 +143,7 @@ fn statically(args: &[OsString], program: &Path) -> Vec<OsString> {
 /// # Errors
 /// One cannot be linked statically here; what rustc said is in it.
 pub fn of_the_build() -> Result<PathBuf> {
-    let folder = folder()?;
-    let built = cargo::target_dir()?.join("debug");
+    let (built, folder) = folders()?;
     let stale: Vec<_> = programs().filter(|name| !as_new(&folder.join(name), &built.join(name))).collect();
     if !stale.is_empty() {
         for name in &stale {

@@ -48,9 +48,8 @@ impl Run {
         let began = self.report.begin("cluster: building and starting it (about 10 minutes the first time)");
         match Bed::up() {
             Ok(bed) => {
-                let programs =
-                    programs.into_iter().map(|program| TestProgram { built: Some(bed.built.clone()), ..program });
-                self.suites("cluster", programs.collect(), CLUSTER_LIMIT, true);
+                let programs = programs.into_iter().map(|program| bed.with(program)).collect();
+                self.suites("cluster", programs, CLUSTER_LIMIT, true);
                 let ended = bed.end();
                 if let Err(problem) = &ended {
                     self.report.failure(&format!("cluster: {problem:#}"));
