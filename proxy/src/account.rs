@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use countersign_identity::SpiffeId;
+use countersign_policy::PolicySet;
 use tokio::time::Instant;
 use tracing::debug;
 
+use crate::denials::{Ground, Refused};
 use crate::metrics::OpenGuard;
 use crate::outcome::{Blame, Direction, Outcome, Security};
-use crate::permit::{Denial, Permit};
+use crate::permit::{Asking, Denial, Permit};
 use crate::proxy::{Proxy, Refusal};
 use crate::tls::Peer;
 
@@ -114,8 +116,11 @@ impl Account {
         self.close(denial.reason, Blame::Policy, String::new());
     }
 
-    /// Closes the account with a refusal that is remembered, and so has an id.
-    pub fn refused(mut self, denial: &Denial, refusal: Refusal) {
+    /// Closes the account with a refusal that came before a rule could be asked. It is remembered as a denial is, under an id, beside the rules that
+    /// led to it.
+    pub fn refused(mut self, asking: &Asking, ground: Ground, refusal: Refusal, rules: &Option<Arc<PolicySet>>) {
+        let refused = Refused::new(refusal.result, ground, &refusal.detail);
+        let denial = self.proxy.permits.denials().refused(asking, refused, rules);
         self.outcome.revision.clone_from(&denial.revision);
         self.outcome.denial_id = Some(denial.id);
         self.close(refusal.result, refusal.blame, refusal.detail);

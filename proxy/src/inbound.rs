@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::account::Account;
-use crate::denials::{Ground, Refused};
+use crate::denials::Ground;
 use crate::discovery::{Identity, Who};
 use crate::first_bytes::{self, First, Replay, What};
 use crate::intercept::guard::InboundDestination;
@@ -63,7 +63,7 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
         Proceed::Over(refusal) => return refuse(io, account, refusal),
         Proceed::Refuse(refusal, ground) => {
             reset(io);
-            return explained(&proxy, &rules, account, (destination, source), refusal, ground);
+            return explained(&rules, account, (destination, source), refusal, ground);
         }
     }
     // What ends before the relay begins is boxed here and below: its state must not live in the future that relays afterwards.
@@ -77,24 +77,21 @@ pub async fn serve(proxy: Arc<Proxy>, mut io: TcpStream, source: SocketAddr, _pl
             Ok(()) => account.close("reauthenticated", Blame::Nobody, ""),
             Err(why) => account.close("reauth_refused", Blame::Peer, why.to_string()),
         },
-        Err((refusal, ground)) => explained(&proxy, &rules, account, (destination, source), refusal, ground),
+        Err((refusal, ground)) => explained(&rules, account, (destination, source), refusal, ground),
     }
 }
 
 /// Refused before a rule could be asked: remembered as a denial is, under an id, beside the rules that led to it.
 fn explained(
-    proxy: &Proxy,
     rules: &Option<Arc<PolicySet>>,
     account: Box<Account>,
     (destination, source): (InboundDestination, SocketAddr),
     refusal: Refusal,
     ground: Ground,
 ) {
-    let refused = Refused::new(refusal.result, ground, &refusal.detail);
     // It has shown no identity, whatever it may have.
     let asking = Asking::In { who: None, source_ip: source.ip(), port: destination.port() };
-    let denial = proxy.permits.denials().refused(&asking, refused, rules);
-    account.refused(&denial, refusal);
+    account.refused(&asking, ground, refusal, rules);
 }
 
 /// Where it was going, if that is an address and port of this pod that a neighbour may name.

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::account::Account;
-use crate::denials::{Ground, Refused};
+use crate::denials::Ground;
 use crate::listen::{Place, original_destination, reset};
 use crate::on_wake::on_wake;
 use crate::outcome::{Blame, Direction, Security};
@@ -73,10 +73,8 @@ fn refused(proxy: &Proxy, account: Box<Account>, refusal: Refusal) {
     let (Some(ground), Some(address)) = (ground(refusal.result), account.outcome.destination) else {
         return account.close(refusal.result, refusal.blame, refusal.detail);
     };
-    let refused = Refused::new(refusal.result, ground, &refusal.detail);
     let asking = Asking::Out { meshed: false, address };
-    let denial = proxy.permits.denials().refused(&asking, refused, &proxy.rules());
-    account.refused(&denial, refusal);
+    account.refused(&asking, ground, refusal, &proxy.rules());
 }
 
 /// Why we did not let the app out. None: something failed on the way, the other side said no, or it is a guard or a bound, the same for
