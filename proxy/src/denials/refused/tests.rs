@@ -36,6 +36,21 @@ fn explained_of(asking: &Asking, what: Refused, rules: &Option<Arc<PolicySet>>) 
     (id, serde_json::to_value(denials.explain(id, None).unwrap()).unwrap())
 }
 
+fn denied(permits: &Arc<Permits>, account: usize, port: u16) -> u64 {
+    let id = format!("spiffe://cluster.local/ns/shop/sa/account-{account}");
+    let who = Some(Arc::new(countersign_policy::Principal::parse(&id).unwrap()));
+    permits.admit(Asking::In { who, source_ip: [10, 0, 0, 9].into(), port }).unwrap_err().id
+}
+
+/// As full of denied identities as it gets, each with its whole quota; and the denials' ids.
+fn full_of_identities() -> (Arc<Permits>, Vec<u64>) {
+    let (_, watch) = watch::channel(Some(rules(FRONTEND)));
+    let permits = Permits::new(watch);
+    let all = (0..NAMED / EACH).flat_map(|account| (1..=16).map(move |port| (account, port)));
+    let ids = all.map(|(account, port)| denied(&permits, account, port)).collect();
+    (permits, ids)
+}
+
 /// All grounds, one after the other: a new one does not compile before it has its place here, and is then missed below.
 fn after(ground: Ground) -> Option<Ground> {
     Some(match ground {
@@ -164,18 +179,8 @@ fn a_destination_that_nobody_knows_reads_as_this() {
 fn an_app_that_scans_evicts_what_is_remembered_of_itself_alone() {
     let denials = Denials::default();
     let unknown = || Refused::new("unknown_destination", Ground::UnknownDestination, "nobody");
-    let (_sender, watch) = watch::channel(Some(rules(FRONTEND)));
-    let permits = Permits::new(watch);
-    let denied = |account: usize, port: u16| {
-        let id = format!("spiffe://cluster.local/ns/shop/sa/account-{account}");
-        let who = Some(Arc::new(countersign_policy::Principal::parse(&id).unwrap()));
-        permits.admit(Asking::In { who, source_ip: [10, 0, 0, 9].into(), port }).unwrap_err().id
-    };
     // All places of the others are taken.
-    let mut evidence: Vec<u64> = (0..NAMED / EACH)
-        .flat_map(|account| (1..=16).map(move |port| (account, port)))
-        .map(|(account, port)| denied(account, port))
-        .collect();
+    let (permits, mut evidence) = full_of_identities();
     for net in 0..NAMELESS {
         let what = Refused::new("plaintext_refused", Ground::Strict, "plaintext");
         evidence.push(permits.denials().refused(&plain(&format!("10.1.{net}.1"), 80), what, &None).id);
@@ -189,7 +194,7 @@ fn an_app_that_scans_evicts_what_is_remembered_of_itself_alone() {
     assert!(scanned[scanned.len() - APP..].iter().all(held), "its latest stay");
     // Nor do those who come in take anything from the app.
     for port in 1..=500 {
-        denied(900, 1000 + port);
+        denied(&permits, 900, 1000 + port);
     }
     assert!(scanned[scanned.len() - APP..].iter().all(held));
     // Repeats carry one id: same destination, same word.
@@ -254,18 +259,7 @@ fn repeats_within_a_network_carry_one_id_and_the_last_is_shown() {
 
 #[test]
 fn a_scan_of_plaintext_from_many_networks_evicts_no_identitys_entry() {
-    let (_sender, watch) = watch::channel(Some(rules(FRONTEND)));
-    let permits = Permits::new(watch);
-    let denied = |account: usize, port: u16| {
-        let id = format!("spiffe://cluster.local/ns/shop/sa/account-{account}");
-        let who = Some(Arc::new(countersign_policy::Principal::parse(&id).unwrap()));
-        permits.admit(Asking::In { who, source_ip: [10, 0, 0, 9].into(), port }).unwrap_err().id
-    };
-    // As full of identities as it gets: each with its whole quota.
-    let evidence: Vec<u64> = (0..NAMED / EACH)
-        .flat_map(|account| (1..=16).map(move |port| (account, port)))
-        .map(|(account, port)| denied(account, port))
-        .collect();
+    let (permits, evidence) = full_of_identities();
     assert_eq!(evidence.len(), NAMED);
     for net in 0..=255_u16 {
         for port in 1..=20 {
@@ -277,7 +271,7 @@ fn a_scan_of_plaintext_from_many_networks_evicts_no_identitys_entry() {
     assert_eq!(permits.denials().list().len(), NAMED + NAMELESS);
     // Nor does an identity that scans take anything from those without one.
     for port in 1..=500 {
-        denied(900, 1000 + port);
+        denied(&permits, 900, 1000 + port);
     }
     let left = serde_json::to_value(permits.denials().list()).unwrap();
     let nameless = left.as_array().unwrap().iter().filter(|one| one["identity"].is_null()).count();
