@@ -3,6 +3,7 @@
 //! First `enter()`, then a `Net`, then its pods. Nothing here is part of the product.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod allocator;
 mod capture;
 mod child;
 mod clock;
@@ -27,6 +28,7 @@ pub mod tokens;
 pub mod versions;
 mod wait;
 
+pub use allocator::allocator_has_its_settings;
 pub use capture::{Capture, Captured};
 pub use child::{Finished, Running};
 pub use clock::TestClock;
