@@ -44,15 +44,10 @@ impl Stage {
     /// # Errors
     /// If a pod cannot be made or the application does not start.
     pub fn new(inside: Inside) -> Result<Self> {
-        let net = Net::new(inside)?;
-        let client = net.pod(PodSpec::numbered("bench-client", 51))?;
-        let server = net.pod(PodSpec::numbered("bench-server", 52))?;
-        tune(&client)?;
-        tune(&server)?;
+        let (net, client, server, app) = pods(inside, "bench")?;
         let folder = inside.scratch().join("bench");
         let certificates = folder.join("certificates");
         write_certificates(&certificates)?;
-        let app = start_app(&server)?;
         Ok(Self { _app: app, client, server, certificates, folder, inside, next_port: AtomicU16::new(9000), _net: net })
     }
 
@@ -77,6 +72,20 @@ impl Stage {
     pub fn inside(&self) -> Inside {
         self.inside
     }
+}
+
+/// The net, a client's and a server's pod on it, and the application in the latter, which answers when this returns.
+///
+/// # Errors
+/// If a pod cannot be made or the application does not start.
+pub fn pods(inside: Inside, name: &str) -> Result<(Net, Pod, Pod, Running)> {
+    let net = Net::new(inside)?;
+    let client = net.pod(PodSpec::numbered(&format!("{name}-client"), 51))?;
+    let server = net.pod(PodSpec::numbered(&format!("{name}-server"), 52))?;
+    tune(&client)?;
+    tune(&server)?;
+    let app = start_app(&server)?;
+    Ok((net, client, server, app))
 }
 
 /// Many short connections between two addresses: their ports must not run out, nor their queues.

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use countersign_kit::mesh::binary;
-use countersign_kit::{Namespace, Net, Pod, PodCommand, PodSpec, Running};
+use countersign_kit::{Namespace, Net, Pod, PodCommand, Running};
 
 use super::{Pair, Peer, Place, Up, find, first_line, missing};
-use crate::stage::{APP, Stage, start_app, tune};
+use crate::stage::{self, APP, Stage};
 
 /// The relay, with buffers of one size.
 pub struct Relay {
@@ -63,12 +63,7 @@ impl Relay {
     }
 
     fn between_redirects<'a>(&self, stage: &'a Stage) -> Result<Up<'a>> {
-        let net = Net::new(stage.inside())?;
-        let client = net.pod(PodSpec::numbered("relay-client", 51))?;
-        let server = net.pod(PodSpec::numbered("relay-server", 52))?;
-        tune(&client)?;
-        tune(&server)?;
-        let app = start_app(&server)?;
+        let (net, client, server, app) = stage::pods(stage.inside(), "relay")?;
         let redirect = |hook: &str, which: &str, to: u16| {
             format!(
                 "table ip relay {{\nchain redirected {{ type nat hook {hook} priority -100; {which} redirect to :{to}; }}\n}}\n"
