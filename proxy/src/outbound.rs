@@ -149,11 +149,11 @@ async fn link_to(proxy: &Proxy, address: SocketAddr, id: &SpiffeId, route: &mut 
     let permit = proxy.permits.admit(Asking::Out { meshed: true, address })?;
     let credentials = proxy.credentials()?;
     let key = Key { address, id: id.clone(), credentials: Generation::of(&credentials) };
-    let (kept, _turn) = match proxy.pool.take(&key, Instant::now()) {
+    let (kept, _turn) = match proxy.pool.take(&key, &credentials, Instant::now()) {
         Some(kept) => (Some(kept), None),
         None => {
             let turn = turn(proxy, address).await?;
-            (proxy.pool.take(&key, Instant::now()), Some(turn)) // one may have come back meanwhile
+            (proxy.pool.take(&key, &credentials, Instant::now()), Some(turn)) // one may have come back meanwhile
         }
     };
     if let Some(kept) = kept {

@@ -1,17 +1,21 @@
 //! Connections that wait to be used again: one application connection after another, never two at once.
 //!
 //! `outbound` takes and puts. A link enters only after both `FIN`s passed and all is flushed; it leaves for another use only
-//! if nothing came in meanwhile, its credentials are still the current ones, and they do not end soon.
+//! if nothing came in meanwhile, its credentials are still the current ones, and they do not end soon. While a root is being replaced none is used
+//! for long that stands on the old one at either end: short connections, one after the other, would keep it open for as long as its certificates
+//! live, and the old root with it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use countersign_credentials::Credentials;
 use countersign_identity::SpiffeId;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
+use crate::reauth;
 use crate::tls::{Generation, Peer};
 use crate::wire::link::Link;
 
@@ -37,6 +41,18 @@ pub struct Kept {
     /// The proven other end.
     pub peer: Arc<Peer>,
     since: Instant,
+}
+
+impl Kept {
+    /// Stands, at either end, on another root than the one that vouches for us; and is not new: until the other end has renewed, too, the next
+    /// one would stand there again, and each connection would wait for a handshake.
+    fn outlived(&self, credentials: &Credentials, now: Instant) -> bool {
+        now.saturating_duration_since(self.peer.since()) >= reauth::BEHIND && self.peer.behind(credentials)
+    }
+
+    fn fresh(&self, idle: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < idle && self.peer.ends() > now + MARGIN
+    }
 }
 
 /// Bounds of the pool.
@@ -72,8 +88,8 @@ impl Pool {
         Self { limits, kept: Mutex::default(), shown }
     }
 
-    /// The most recently used link that is still good.
-    pub fn take(&self, key: &Key, now: Instant) -> Option<Kept> {
+    /// The most recently used link that is still good; `credentials` are our own.
+    pub fn take(&self, key: &Key, credentials: &Credentials, now: Instant) -> Option<Kept> {
         loop {
             // Tried outside the lock: the check reads the socket.
             let mut kept = {
@@ -88,8 +104,8 @@ impl Pool {
                 self.shown.dec();
                 kept
             };
-            let fresh = now.saturating_duration_since(kept.since) < self.limits.idle && kept.peer.ends() > now + MARGIN;
-            if fresh && !kept.peer.expired() && kept.link.is_quiet() {
+            let good = kept.fresh(self.limits.idle, now) && !kept.peer.expired() && !kept.outlived(credentials, now);
+            if good && kept.link.is_quiet() {
                 return Some(kept);
             }
         }
@@ -110,13 +126,15 @@ impl Pool {
         }
     }
 
-    /// Drops what waited too long, whose credentials end, or which was made with other credentials than the current.
-    pub fn sweep(&self, credentials: Option<Generation>, now: Instant) {
+    /// Drops what waited too long, whose credentials end, what was made with other credentials than the current, or stands on another root.
+    pub fn sweep(&self, credentials: Option<&Credentials>, now: Instant) {
         let mut shelves = self.lock();
-        let idle = self.limits.idle;
+        let current = credentials.map(|credentials| (credentials, Generation::of(credentials)));
         shelves.by_key.retain(|key, shelf| {
-            let current = credentials == Some(key.credentials);
-            shelf.retain(|k| current && now.saturating_duration_since(k.since) < idle && k.peer.ends() > now + MARGIN);
+            let current = current.filter(|(_, generation)| *generation == key.credentials);
+            shelf.retain(|kept| {
+                kept.fresh(self.limits.idle, now) && current.is_some_and(|(ours, _)| !kept.outlived(ours, now))
+            });
             !shelf.is_empty()
         });
         shelves.total = shelves.by_key.values().map(Vec::len).sum();

@@ -3,7 +3,7 @@
 //! Both journeys register what is open, by guards. The dialling side acts: [`keep`], started by `run`, opens a second connection to the
 //! same endpoint when half of an open connection's time is over, or while a root is being replaced. The accepting side answers in
 //! [`serve`], called by the inbound journey. Only connections that carry an application are proven anew; kept ones are simply not used
-//! again. Nothing here ends a connection: whoever is not proven anew ends with the certificates it has.
+//! again (`pool`). Nothing here ends a connection: whoever is not proven anew ends with the certificates it has.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ const AT_ONCE: usize = 16;
 /// Longest and shortest pause after a failure. It doubles between them, and is never more than a quarter of what is left.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Pause between attempts while a root is being replaced.
-const BEHIND: Duration = Duration::from_secs(5);
+pub const BEHIND: Duration = Duration::from_secs(5);
 
 /// All connections of this proxy that may be proven anew.
 #[derive(Debug)]
@@ -101,8 +101,9 @@ impl Reauth {
         })
     }
 
-    /// Open connections that carry an application and stand, at either end, on another root than the one that vouches for us: they would end if
-    /// that root went now. Counted each second.
+    /// Open connections that stand, at either end, on another root than the one that vouches for us: they would end if that root went now. Those that
+    /// we dialled count while they carry an application, those that we accepted always: whether another one comes is not for us to say. Counted each
+    /// second.
     #[must_use]
     pub fn behind(&self) -> u64 {
         self.behind.load(Ordering::Relaxed)

@@ -36,7 +36,6 @@ use crate::proof::Proof;
 use crate::proxy::Proxy;
 use crate::ready::Readiness;
 use crate::reauth::{self, Reauth};
-use crate::tls::Generation;
 use crate::{inbound, outbound};
 
 /// How long the last access-log lines may take.
@@ -210,7 +209,7 @@ async fn keep_pool(proxy: Arc<Proxy>, mut credentials: Watch) {
             changed = credentials.changed() => if changed.is_err() { return },
         }
         let current = credentials.borrow_and_update().clone();
-        proxy.pool.sweep(current.as_deref().map(Generation::of), Instant::now());
+        proxy.pool.sweep(current.as_deref(), Instant::now());
     }
 }
 

@@ -58,6 +58,7 @@ pub struct Peer {
     clock: SharedClock,
     purpose: Purpose,
     bond: Bond,
+    since: Instant,
     standing: Mutex<Standing>,
 }
 
@@ -104,9 +105,16 @@ impl Peer {
             clock: Arc::clone(credentials.clock()),
             purpose,
             bond: proven.bond,
+            since: Instant::now(),
             standing: Mutex::new(proven.standing),
             id,
         })
+    }
+
+    /// When the handshake was over.
+    #[must_use]
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// When the connection ends at the latest. It may be put off while the connection is open, and is never brought forward.

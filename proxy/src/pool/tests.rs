@@ -10,6 +10,8 @@ const LIMITS: Limits = Limits { total: 3, each: 2, idle: Duration::from_secs(30)
 
 struct Case {
     pool: Pool,
+    ca: TestCa,
+    ours: Arc<Credentials>,
     key: Key,
     life: Duration,
     clock: TestClock,
@@ -18,21 +20,24 @@ struct Case {
 
 impl Case {
     fn new(life: Duration) -> Self {
-        let credentials = TestCa::new("cluster.local").credentials("frontend", life);
+        let (ca, clock) = (TestCa::new("cluster.local"), TestClock::from_now());
+        let ours = ca.credentials_by("frontend", life, clock.clock());
         let key = Key {
             address: SocketAddr::from(([10, 0, 0, 1], 80)),
             id: SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/backend").unwrap(),
-            credentials: Generation::of(&credentials),
+            credentials: Generation::of(&ours),
         };
-        Self { pool: Pool::new(LIMITS, Gauge::default()), key, life, clock: TestClock::from_now(), servers: Vec::new() }
+        Self { pool: Pool::new(LIMITS, Gauge::default()), ca, ours, key, life, clock, servers: Vec::new() }
+    }
+
+    fn take(&self, key: &Key, now: Instant) -> Option<Kept> {
+        self.pool.take(key, &self.ours, now)
     }
 
     async fn put(&mut self, key: Key) {
-        let ca = TestCa::new("cluster.local");
-        let [frontend, backend] =
-            ["frontend", "backend"].map(|name| ca.credentials_by(name, self.life, self.clock.clock()));
+        let backend = self.ca.credentials_by("backend", self.life, self.clock.clock());
         let limit = Duration::from_secs(10);
-        let (client, server) = links_between(tcp_pair().await, &frontend, &backend, limit).await;
+        let (client, server) = links_between(tcp_pair().await, &self.ours, &backend, limit).await;
         let (mut link, peer) = client;
         self.servers.push(*server.0);
         // Past what the handshake left, so that it stands between two application connections.
@@ -49,8 +54,8 @@ impl Case {
 async fn a_kept_link_is_used_again_once() {
     let mut case = Case::new(Duration::from_secs(3600));
     case.put(case.key.clone()).await;
-    assert!(case.pool.take(&case.key, Instant::now()).is_some());
-    assert!(case.pool.take(&case.key, Instant::now()).is_none());
+    assert!(case.take(&case.key, Instant::now()).is_some());
+    assert!(case.take(&case.key, Instant::now()).is_none());
     assert!(case.pool.is_empty());
 }
 
@@ -64,7 +69,7 @@ async fn how_many_are_kept_shows_with_each_change() {
     }
     case.put(case.key.clone()).await;
     assert_eq!(shown.get(), 2, "there was no room");
-    drop(case.pool.take(&case.key, Instant::now()));
+    drop(case.take(&case.key, Instant::now()));
     assert_eq!(shown.get(), 1);
     case.pool.sweep(None, Instant::now());
     assert_eq!(shown.get(), 0);
@@ -81,24 +86,22 @@ async fn another_identity_address_or_leaf_never_gets_it() {
         Key { address: SocketAddr::from(([10, 0, 0, 2], 80)), ..case.key.clone() },
         Key { credentials: Generation::of(&other_leaf), ..case.key.clone() },
     ] {
-        assert!(case.pool.take(&key, Instant::now()).is_none());
+        assert!(case.take(&key, Instant::now()).is_none());
     }
-    assert!(case.pool.take(&case.key, Instant::now()).is_some());
+    assert!(case.take(&case.key, Instant::now()).is_some());
 }
 
 /// What the bundle vouched for when the link was made it may vouch for no more.
 #[tokio::test]
 async fn a_new_bundle_alone_keeps_it_from_being_used_and_empties_the_pool() {
-    let ca = TestCa::new("cluster.local");
-    let before = ca.credentials("frontend", Duration::from_secs(3600));
-    let bundles = BundleSet::new(vec![ca.bundle(before.generation() + 1)]).unwrap();
-    let after = Credentials::new(Arc::clone(before.svid()), bundles, before.clock().clone()).unwrap();
     let mut case = Case::new(Duration::from_secs(3600));
-    let [old, new] = [&before, &after].map(|of| Key { credentials: Generation::of(of), ..case.key.clone() });
-    case.put(old.clone()).await;
-    assert!(case.pool.take(&new, Instant::now()).is_none());
+    let bundles = BundleSet::new(vec![case.ca.bundle(case.ours.generation() + 1)]).unwrap();
+    let after = Credentials::new(Arc::clone(case.ours.svid()), bundles, case.ours.clock().clone()).unwrap();
+    let new = Key { credentials: Generation::of(&after), ..case.key.clone() };
+    case.put(case.key.clone()).await;
+    assert!(case.pool.take(&new, &after, Instant::now()).is_none());
     assert_eq!(case.pool.len(), 1, "it is there, for the old key alone");
-    case.pool.sweep(Some(new.credentials), Instant::now());
+    case.pool.sweep(Some(&after), Instant::now());
     assert!(case.pool.is_empty());
 }
 
@@ -106,10 +109,10 @@ async fn a_new_bundle_alone_keeps_it_from_being_used_and_empties_the_pool() {
 async fn an_old_link_and_one_whose_credentials_end_are_not_used() {
     let mut case = Case::new(Duration::from_secs(3600));
     case.put(case.key.clone()).await;
-    assert!(case.pool.take(&case.key, Instant::now() + LIMITS.idle).is_none());
+    assert!(case.take(&case.key, Instant::now() + LIMITS.idle).is_none());
     let mut case = Case::new(Duration::from_secs(2));
     case.put(case.key.clone()).await;
-    assert!(case.pool.take(&case.key, Instant::now() + Duration::from_secs(1)).is_none());
+    assert!(case.take(&case.key, Instant::now() + Duration::from_secs(1)).is_none());
 }
 
 #[tokio::test]
@@ -118,16 +121,16 @@ async fn a_link_whose_credentials_ended_by_the_wall_clock_alone_is_not_used() {
     case.put(case.key.clone()).await;
     case.put(case.key.clone()).await;
     case.clock.advance(3590);
-    assert!(case.pool.take(&case.key, Instant::now()).is_some());
+    assert!(case.take(&case.key, Instant::now()).is_some());
     case.clock.advance(20); // a machine that slept
-    assert!(case.pool.take(&case.key, Instant::now()).is_none());
+    assert!(case.take(&case.key, Instant::now()).is_none());
 }
 
 #[tokio::test]
 async fn an_open_connection_ends_when_the_wall_clock_passes_its_credentials_end() {
     let mut case = Case::new(Duration::from_secs(3600));
     case.put(case.key.clone()).await;
-    let open = case.pool.take(&case.key, Instant::now()).unwrap();
+    let open = case.take(&case.key, Instant::now()).unwrap();
     tokio::time::pause();
     let minute = Duration::from_secs(60);
     let timer = std::pin::pin!(tokio::time::sleep_until(open.peer.ends()));
@@ -155,9 +158,37 @@ async fn the_pool_is_bounded_in_all_and_by_endpoint() {
 async fn new_credentials_empty_the_pool() {
     let mut case = Case::new(Duration::from_secs(3600));
     case.put(case.key.clone()).await;
-    case.pool.sweep(Some(case.key.credentials), Instant::now());
+    case.pool.sweep(Some(&case.ours), Instant::now());
     assert_eq!(case.pool.len(), 1);
-    let renewed = TestCa::new("cluster.local").credentials("frontend", Duration::from_secs(60));
-    case.pool.sweep(Some(Generation::of(&renewed)), Instant::now());
+    let renewed = case.ca.credentials("frontend", Duration::from_secs(60));
+    case.pool.sweep(Some(&renewed), Instant::now());
+    assert!(case.pool.is_empty());
+}
+
+/// We have renewed under the new root, the other end has not: else short connections over kept links would keep the old root for as long as leaves live.
+#[tokio::test]
+async fn a_link_to_an_end_on_another_root_is_used_for_some_seconds_and_no_longer() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    // As the key, these are ours; the links stand on what vouched for both ends before.
+    let renewed = TestCa::new("cluster.local").credentials("frontend", Duration::from_secs(3600));
+    let made = Instant::now();
+    for _ in 0..2 {
+        case.put(case.key.clone()).await;
+    }
+    let kept = case.pool.take(&case.key, &renewed, made + reauth::BEHIND / 2).unwrap();
+    let later = Instant::now() + reauth::BEHIND;
+    // Used again and again, it is as old as it was.
+    case.pool.put(case.key.clone(), kept.link, kept.peer, later);
+    assert_eq!(case.pool.len(), 2);
+    assert!(case.pool.take(&case.key, &renewed, later).is_none());
+    assert!(case.pool.is_empty());
+
+    // And who lies there with nobody on it goes, too.
+    case.put(case.key.clone()).await;
+    let key = Key { credentials: Generation::of(&renewed), ..case.key.clone() };
+    case.put(key.clone()).await;
+    case.pool.sweep(Some(&renewed), Instant::now());
+    assert_eq!(case.pool.len(), 1, "made with the credentials in force, and new");
+    case.pool.sweep(Some(&renewed), Instant::now() + reauth::BEHIND);
     assert!(case.pool.is_empty());
 }
