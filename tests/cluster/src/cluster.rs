@@ -3,12 +3,16 @@
 //! Called by every test. It must never touch a cluster other than the one that `kit/up` started.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
+
+/// For one command. None waits longer by itself, for pods that start or are gone.
+const LONGEST: Duration = Duration::from_secs(4 * 60);
 
 /// A way to the running cluster.
 #[derive(Debug)]
@@ -65,18 +69,24 @@ impl Cluster {
         serde_json::from_str(&self.kubectl(&args)?).context("what kubectl printed")
     }
 
-    /// kubectl, not yet started.
+    /// kubectl, not yet started; ended after four minutes.
     #[must_use]
     pub fn kubectl_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.built.join("bin/kube"));
+        let mut command = bounded(&self.built.join("bin/kube"), LONGEST);
         command.arg("kubectl").args(args).env("KUBECONFIG", &self.kubeconfig).env_remove("POD_NAMESPACE");
         command
     }
 
-    /// Our own command line program, built with the images, on this cluster.
+    /// Our own command line program, built with the images, on this cluster; ended after four minutes.
     #[must_use]
     pub fn countersign(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.built.join("bin/countersign"));
+        self.countersign_for(LONGEST, args)
+    }
+
+    /// The same, ended after so long.
+    #[must_use]
+    pub fn countersign_for(&self, longest: Duration, args: &[&str]) -> Command {
+        let mut command = bounded(&self.built.join("bin/countersign"), longest);
         command.args(args).env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
         command
     }
@@ -142,6 +152,16 @@ impl Cluster {
     }
 }
 
+/// A program that is ended after so long: what waits without an end is a failure with a name, and keeps no other test from its turn.
+fn bounded(program: &Path, longest: Duration) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg("--kill-after=5").arg(longest.as_secs().to_string()).arg(program);
+    command
+}
+
+/// What `timeout` says where it ended the program.
+const ENDED: i32 = 124;
+
 /// Runs a command that reads `input`.
 pub(crate) fn fed(command: &mut Command, what: &str, input: &str) -> Result<String> {
     let mut child: Child = command.spawn().with_context(|| format!("starting {what}"))?;
@@ -155,8 +175,10 @@ pub(crate) fn fed(command: &mut Command, what: &str, input: &str) -> Result<Stri
 /// What a command printed, if it ended well.
 pub(crate) fn told(what: &str, output: &Output) -> Result<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if !output.status.success() {
-        bail!("{what}: {}: {}{}", output.status, text(&output.stderr), text(&output.stdout));
-    }
-    Ok(text(&output.stdout))
+    let how = match output.status.code() {
+        Some(0) => return Ok(text(&output.stdout)),
+        Some(ENDED) => "no end, and killed".to_owned(),
+        _ => output.status.to_string(),
+    };
+    bail!("{what}: {how}: {}{}", text(&output.stderr), text(&output.stdout))
 }

@@ -9,7 +9,7 @@ mod wait;
 
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -38,6 +38,9 @@ const AT_ONCE: usize = 4;
 /// So many promises are named with the time that they took.
 const LONGEST_SAID: usize = 12;
 
+/// A promise that takes longer is named while it runs: whoever ends the program has its name.
+const LONG: Duration = Duration::from_secs(4 * 60);
+
 /// Runs promises as `cargo test` would.
 #[must_use]
 pub fn run(promises: &[Promise]) -> ExitCode {
@@ -54,6 +57,8 @@ pub fn run(promises: &[Promise]) -> ExitCode {
     };
     let turns: &'static RwLock<()> = Box::leak(Box::default());
     let took: &'static Mutex<Vec<(f64, &str)>> = Box::leak(Box::default());
+    let running: &'static Mutex<Vec<(Instant, &str)>> = Box::leak(Box::default());
+    std::thread::spawn(move || say_running(running));
     let trials = promises.iter().map(|(name, beside, shown)| {
         let (name, beside, shown) = (*name, *beside, *shown);
         Trial::test(name, move || {
@@ -64,7 +69,9 @@ pub fn run(promises: &[Promise]) -> ExitCode {
                 Beside::Nobody => (None, Some(turns.write().unwrap_or_else(PoisonError::into_inner))),
             };
             let began = Instant::now();
+            running.lock().unwrap_or_else(PoisonError::into_inner).push((began, name));
             let done = shown(cluster).map_err(|error| format!("{error:#}").into());
+            running.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, other)| *other != name);
             took.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed().as_secs_f64(), name));
             done
         })
@@ -75,6 +82,17 @@ pub fn run(promises: &[Promise]) -> ExitCode {
         say_longest(std::mem::take(&mut *took.lock().unwrap_or_else(PoisonError::into_inner)));
     }
     conclusion.exit_code()
+}
+
+fn say_running(running: &Mutex<Vec<(Instant, &str)>>) {
+    loop {
+        std::thread::sleep(LONG / 4);
+        for (began, name) in running.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if began.elapsed() > LONG {
+                println!("running for {} s: {name}", began.elapsed().as_secs());
+            }
+        }
+    }
 }
 
 /// Where the time went.

@@ -3,7 +3,7 @@
 //! When one of these fails, the cluster is at fault and not the mesh.
 
 use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -95,24 +95,31 @@ fn people(cluster: &Cluster) -> Result<()> {
     let namespace = servers(cluster, "bed-people")?;
     ensure!(namespace.exec("pod/client", &["echo", "a word"])? == "a word\n");
     ensure!(namespace.kubectl(&["logs", "deployment/server"])?.contains("serving"));
-    let mut forward = cluster.kubectl_command(&["-n", "bed-people", "port-forward", "deployment/server", ":8080"]);
-    let mut forward = forward.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let answer = forwarded(&mut forward);
-    forward.kill()?;
-    forward.wait()?;
-    ensure!(answer?.starts_with("hello from server"));
+    ensure!(forwarded(&namespace)?.starts_with("hello from server"));
     Ok(())
 }
 
+/// The answer of a server that is reached through `kubectl port-forward`.
+pub fn forwarded(namespace: &Namespace<'_>) -> Result<String> {
+    let args = ["-n", namespace.name, "port-forward", "deployment/server", ":8080"];
+    let mut forward = namespace.cluster.kubectl_command(&args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let answer = through(&mut forward);
+    // The one that bounds its time hands this on.
+    let told = Command::new("kill").arg(forward.id().to_string()).status();
+    forward.wait()?;
+    ensure!(told?.success(), "kubectl port-forward ended by itself");
+    answer
+}
+
 /// kubectl says where it listens; a request there reaches the pod.
-pub fn forwarded(forward: &mut std::process::Child) -> Result<String> {
+fn through(forward: &mut Child) -> Result<String> {
     let mut line = String::new();
     // It writes a line for each connection, and dies when nobody holds the other end.
     let mut output = BufReader::new(forward.stdout.take().context("its output")?);
     output.read_line(&mut line)?;
     let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
     let url = format!("http://127.0.0.1:{}/", port.with_context(|| line.clone())?);
-    let curl = std::process::Command::new("curl").args(["-sS", "-m8", &url]).output()?;
+    let curl = Command::new("curl").args(["-sS", "-m8", &url]).output()?;
     ensure!(curl.status.success(), "{}", String::from_utf8_lossy(&curl.stderr));
     Ok(String::from_utf8(curl.stdout)?)
 }

@@ -229,11 +229,6 @@ fn people(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "talk-people")?;
     ensure!(namespace.exec("pod/client", &["echo", "a word"])? == "a word\n");
     ensure!(namespace.kubectl(&["logs", "deployment/server", "-c", "app"])?.contains("serving"));
-    let mut forward = cluster.kubectl_command(&["-n", namespace.name, "port-forward", "deployment/server", ":8080"]);
-    let mut forward = forward.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let answer = crate::bed::forwarded(&mut forward);
-    forward.kill()?;
-    forward.wait()?;
-    ensure!(answer?.starts_with("hello from server"));
+    ensure!(crate::bed::forwarded(&namespace)?.starts_with("hello from server"));
     Ok(())
 }
