@@ -127,7 +127,7 @@ impl Routes {
         }
     }
 
-    /// The body is the filter itself, in the syntax of `RUST_LOG`.
+    /// The body is the filter itself.
     async fn change_log(&self, request: Request<Incoming>) -> Answer {
         if !self.log.is_ours() {
             return refusal(&LogError::NotOurs);

@@ -14,7 +14,7 @@ pub const TOKEN_FILE: &str = "COUNTERSIGN_TOKEN_FILE";
 pub const BOOTSTRAP_BUNDLE: &str = "COUNTERSIGN_BOOTSTRAP_BUNDLE";
 /// Path of the process's admin socket.
 pub const ADMIN_SOCKET: &str = "COUNTERSIGN_ADMIN_SOCKET";
-/// Log filter, in the syntax of `RUST_LOG`.
+/// Log filter: a level, or TARGET=LEVEL separated by commas.
 pub const LOG: &str = "COUNTERSIGN_LOG";
 /// Name of the pod.
 pub const POD_NAME: &str = "POD_NAME";

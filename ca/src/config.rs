@@ -169,7 +169,7 @@ pub struct Args {
     /// Time for calls under way after SIGTERM
     #[arg(long, env = "COUNTERSIGN_CA_DRAIN", default_value = "10s", value_parser = duration)]
     pub drain: Duration,
-    /// Log filter, in the syntax of RUST_LOG
+    /// Log filter: a level, or TARGET=LEVEL separated by commas
     #[arg(long, env = names_env::LOG)]
     pub log: Option<String>,
 }

@@ -102,7 +102,7 @@ pub struct Args {
     /// Time for streams to end after SIGTERM
     #[arg(long, env = "COUNTERSIGN_CONTROLLER_DRAIN", default_value = "5s", value_parser = duration)]
     pub drain: Duration,
-    /// Log filter, in the syntax of RUST_LOG
+    /// Log filter: a level, or TARGET=LEVEL separated by commas
     #[arg(long, env = names_env::LOG)]
     pub log: Option<String>,
 }

@@ -61,7 +61,7 @@ pub struct Args {
     /// Written, whole, once all ports are bound: JSON with the addresses
     #[arg(long)]
     pub ready_file: Option<PathBuf>,
-    /// Log filter, in the syntax of RUST_LOG
+    /// Log filter: a level, or TARGET=LEVEL separated by commas
     #[arg(long, env = names_env::LOG)]
     pub log: Option<String>,
 }

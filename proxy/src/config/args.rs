@@ -115,7 +115,7 @@ pub struct RunArgs {
     /// How long open connections may go on once draining started.
     #[arg(long, env = env::DRAIN_DEADLINE, default_value = "25s", value_name = "TIME")]
     pub drain_deadline: String,
-    /// Log filter, in the syntax of `RUST_LOG`.
+    /// Log filter: a level, or TARGET=LEVEL separated by commas.
     #[arg(long, env = env::LOG, default_value = "info", value_name = "FILTER")]
     pub log: String,
     /// One line on stdout for each connection: on, off.
