@@ -92,6 +92,26 @@ fn exchanged(length: usize, times: usize) -> AllocationInfo {
     info
 }
 
+/// Both sides of a connection that has carried something and is silent now: links, buffers, tasks and the runtime's part of six sockets; without what the
+/// C code of the cipher holds.
+#[test]
+fn an_idle_connection_holds_little() {
+    let runtime = runtime();
+    let used = || async {
+        let mut relayed = relayed().await;
+        exchange(&mut relayed, &mut [7; 1024], 2).await;
+        // What the last answer woke has its turn.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        relayed
+    };
+    let first = runtime.block_on(used());
+    let mut kept = None;
+    let made = measure(|| kept = Some(runtime.block_on(used())));
+    println!("made {made:?}");
+    assert!(made.bytes_current <= 7 * 1024, "{made:?}");
+    drop((first, kept));
+}
+
 #[test]
 fn a_relayed_buffer_costs_few_allocations() {
     let small = exchanged(1024, 100);
