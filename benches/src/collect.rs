@@ -48,14 +48,31 @@ pub struct Results {
 /// How quiet the machine was.
 #[derive(Default, Serialize)]
 pub struct NoiseReport {
-    /// Processors that others kept busy, for each run that counts.
-    pub foreign: Vec<f64>,
-    /// Runs thrown away because of others, and repeated.
-    pub thrown_away: usize,
-    /// Runs that count though others were busy: repeating did not help.
-    pub kept_noisy: usize,
+    /// Every run in its order, also those that were thrown away because of others, and repeated.
+    pub runs: Vec<RunNoise>,
     /// A run is noisy from so many processors on.
     pub limit: f64,
+}
+
+/// How quiet it was during one run.
+#[derive(Serialize)]
+pub struct RunNoise {
+    /// Whose turn it was.
+    pub peer: String,
+    /// At what.
+    pub work: String,
+    /// Processors that others kept busy meanwhile, on average.
+    pub foreign: f64,
+    /// Whether it counts. One counts though it is noisy where repeating did not help.
+    pub counts: bool,
+}
+
+impl NoiseReport {
+    /// Runs that were thrown away.
+    #[must_use]
+    pub fn thrown_away(&self) -> usize {
+        self.runs.iter().filter(|run| !run.counts).count()
+    }
 }
 
 /// One peer.
@@ -136,6 +153,19 @@ pub struct Figure {
 }
 
 impl Figure {
+    /// Of no round yet.
+    pub const NONE: Self = Self { median: 0.0, low: 0.0, high: 0.0, rounds: Vec::new() };
+
+    /// The median, and the spread in brackets where there were several rounds.
+    #[must_use]
+    pub fn told(&self, digits: usize) -> String {
+        match self.rounds.len() {
+            0 => "-".to_owned(),
+            1 => format!("{:.digits$}", self.median),
+            _ => format!("{:.digits$} [{:.digits$}-{:.digits$}]", self.median, self.low, self.high),
+        }
+    }
+
     /// Adds a round.
     pub fn add(&mut self, value: f64) {
         self.rounds.push(value);

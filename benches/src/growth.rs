@@ -9,6 +9,8 @@ use anyhow::Result;
 use countersign_kit::Inside;
 use countersign_kit::load::Plan;
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::collect::Figure;
 use crate::machine::Machine;
@@ -19,6 +21,8 @@ use crate::run::Options;
 use crate::stage::Stage;
 use crate::work::{Outcome, Work, requests};
 
+const OURS: &str = "countersign";
+const RELAY: &str = "relay";
 const CONNECTIONS: [usize; 5] = [1, 10, 64, 250, 1000];
 const RULES: [usize; 4] = [10, 100, 1000, 10_000];
 const PAYLOADS: [usize; 6] = [64, 256, 1024, 4096, 16 * 1024, 64 * 1024];
@@ -34,9 +38,16 @@ struct Step {
     p50_ms: Figure,
     p99_ms: Figure,
     cpu: Figure,
+    /// Why it was not measured.
+    failed: Option<String>,
 }
 
 impl Step {
+    fn new(axis: &'static str, value: usize, peer: &'static str) -> Self {
+        let [per_s, p50_ms, p99_ms, cpu] = [const { Figure::NONE }; 4];
+        Self { axis, value, peer, per_s, p50_ms, p99_ms, cpu, failed: None }
+    }
+
     fn add(&mut self, outcome: &Outcome) {
         let of = |name: &str| outcome.figures.get(name).copied().unwrap_or(f64::NAN);
         self.per_s.add(of("per_s"));
@@ -49,35 +60,42 @@ impl Step {
 #[derive(Serialize)]
 struct Grown {
     machine: Machine,
+    /// RFC 3339.
+    began: String,
+    rounds: usize,
+    /// Of one measurement.
+    seconds: f64,
     steps: Vec<Step>,
 }
 
-/// Runs all axes; the exit code.
+/// Runs all axes; the exit code: 1 if a step could not be measured, which is named.
 ///
 /// # Errors
-/// If something cannot be measured.
+/// If nothing can be measured, or the report not be written.
 pub fn run(inside: Inside, options: &Options) -> Result<u8> {
     let stage = Stage::new(inside)?;
-    let mut grown = Grown { machine: Machine::this(), steps: Vec::new() };
-    let length = if options.short { 0.2 } else { 2.0 };
+    let began = OffsetDateTime::now_utc().format(&Rfc3339)?;
+    let seconds = if options.short { 0.2 } else { 2.0 };
+    let mut grown = Grown { machine: Machine::this(), began, rounds: options.rounds, seconds, steps: Vec::new() };
+    let some = |values: &'static [usize]| if options.short { &values[..2] } else { values };
     {
         let (ours, relay) = (Countersign::default().start(&stage)?, Relay::small().start(&stage)?);
-        let both = [("countersign", &ours), ("relay", &relay)];
-        grown.axis(options.rounds, "connections", &CONNECTIONS, &both, |up, connections| {
-            plan(up, connections, 1024, length)
-        })?;
-        grown.axis(options.rounds, "payload", &PAYLOADS, &both, |up, payload| plan(up, 64, payload, length))?;
+        let both = [(OURS, &ours), (RELAY, &relay)];
+        grown.axis("connections", some(&CONNECTIONS), &both, |up, connections| plan(up, connections, 1024, seconds));
+        grown.axis("payload", some(&PAYLOADS), &both, |up, payload| plan(up, 64, payload, seconds));
     }
-    for rules in RULES {
-        let ours = Countersign { settings: Settings { more_rules: rules, ..Settings::default() }, before: None }
-            .start(&stage)?;
-        grown.axis(options.rounds, "rules", &[rules], &[("countersign", &ours)], |up, _| plan(up, 64, 1024, length))?;
+    for rules in some(&RULES) {
+        let settings = Settings { more_rules: *rules, ..Settings::default() };
+        grown.started("rules", *rules, vec![(OURS, Countersign { settings, before: None }.start(&stage))]);
     }
     for threads in THREADS {
-        let ours = Countersign { settings: Settings { threads, ..Settings::default() }, before: None }.start(&stage)?;
-        let relay = Relay::small().with_threads(threads).start(&stage)?;
-        let both = [("countersign", &ours), ("relay", &relay)];
-        grown.axis(options.rounds, "threads", &[threads], &both, |up, _| plan(up, 64, 1024, length))?;
+        let settings = Settings { threads, ..Settings::default() };
+        let ours = Countersign { settings, before: None }.start(&stage);
+        grown.started(
+            "threads",
+            threads,
+            vec![(OURS, ours), (RELAY, Relay::small().with_threads(threads).start(&stage))],
+        );
     }
     let text = grown.text();
     print!("{text}");
@@ -88,7 +106,7 @@ pub fn run(inside: Inside, options: &Options) -> Result<u8> {
         let plots = grown.draw(&folder)?;
         replace_section(&docs.join("performance.md"), "growth", &format!("{text}{plots}"))?;
     }
-    Ok(0)
+    Ok(u8::from(grown.steps.iter().any(|step| step.failed.is_some())))
 }
 
 fn plan(up: &Up<'_>, connections: usize, payload: usize, seconds: f64) -> Plan {
@@ -98,51 +116,65 @@ fn plan(up: &Up<'_>, connections: usize, payload: usize, seconds: f64) -> Plan {
 impl Grown {
     fn axis(
         &mut self,
-        rounds: usize,
         axis: &'static str,
         values: &[usize],
         peers: &[(&'static str, &Up<'_>)],
         plan: impl Fn(&Up<'_>, usize) -> Plan,
-    ) -> Result<()> {
+    ) {
         for value in values {
             eprintln!("growth: {axis} {value}");
-            let empty = |peer| Step {
-                axis,
-                value: *value,
-                peer,
-                per_s: Figure::default(),
-                p50_ms: Figure::default(),
-                p99_ms: Figure::default(),
-                cpu: Figure::default(),
-            };
-            let mut steps: Vec<Step> = peers.iter().map(|(name, _)| empty(*name)).collect();
-            for _ in 0..rounds {
+            let mut steps: Vec<Step> = peers.iter().map(|(name, _)| Step::new(axis, *value, name)).collect();
+            for _ in 0..self.rounds {
                 for (step, (_, up)) in steps.iter_mut().zip(peers) {
-                    step.add(&requests(Work::Full, up, &plan(up, *value))?);
+                    match requests(Work::Full, up, &plan(up, *value)) {
+                        Ok(outcome) => step.add(&outcome),
+                        Err(error) => step.failed = Some(format!("{error:#}")),
+                    }
                 }
             }
             self.steps.extend(steps);
         }
-        Ok(())
+    }
+
+    /// One value for which peers had to be started.
+    fn started(&mut self, axis: &'static str, value: usize, peers: Vec<(&'static str, Result<Up<'_>>)>) {
+        let mut up = Vec::new();
+        for (peer, started) in &peers {
+            match started {
+                Ok(one) => up.push((*peer, one)),
+                Err(error) => {
+                    let failed = Some(format!("{error:#}"));
+                    self.steps.push(Step { failed, ..Step::new(axis, value, peer) });
+                }
+            }
+        }
+        let seconds = self.seconds;
+        self.axis(axis, &[value], &up, |up, _| plan(up, 64, 1024, seconds));
     }
 
     fn text(&self) -> String {
-        let mut text = String::from(
-            "## Growth\n\nClosed loop; 64 connections, 1 KiB, one worker thread, one rule where nothing else is said. Medians.\n\n\
+        let mut text = format!(
+            "## Growth\n\nMeasured {} on {}; {} rounds of {} s. Closed loop; 64 connections, 1 KiB, one worker thread, one rule where nothing else is said. \
+             Medians; in brackets lowest and highest.\n\n\
              | axis | value | peer | req/s | p50 ms | p99 ms | CPU s per 10k |\n| --- | --- | --- | --- | --- | --- | --- |\n",
+            self.began.get(..16).unwrap_or(&self.began),
+            self.machine,
+            self.rounds,
+            self.seconds
         );
         for step in &self.steps {
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | {:.0} | {:.3} | {:.2} | {:.3} |",
-                step.axis,
-                step.value,
-                step.peer,
-                step.per_s.median,
-                step.p50_ms.median,
-                step.p99_ms.median,
-                step.cpu.median
-            );
+            let _ = write!(text, "| {} | {} | {} | ", step.axis, step.value, step.peer);
+            let _ = match &step.failed {
+                Some(reason) => writeln!(text, "not measured: {} | | | |", reason.replace(['\n', '|'], "; ")),
+                None => writeln!(
+                    text,
+                    "{} | {} | {} | {} |",
+                    step.per_s.told(0),
+                    step.p50_ms.told(3),
+                    step.p99_ms.told(2),
+                    step.cpu.told(3)
+                ),
+            };
         }
         text.push('\n');
         text
@@ -154,20 +186,21 @@ impl Grown {
             ("connections", "Requests/s as connections grow"),
             ("payload", "Requests/s as answers grow"),
             ("rules", "Requests/s as rules grow"),
+            ("threads", "Requests/s with more worker threads"),
         ] {
             let of = |peer: &'static str| Series {
                 name: peer.to_owned(),
                 points: self
                     .steps
                     .iter()
-                    .filter(|step| step.axis == axis && step.peer == peer)
+                    .filter(|step| step.axis == axis && step.peer == peer && step.failed.is_none())
                     .map(|step| (step.value as f64, step.per_s.median))
                     .collect(),
-                strong: peer == "countersign",
+                strong: peer == OURS,
             };
             let file = format!("growth-{axis}.svg");
             let (x, y) = (Axis { label: axis, scale: Scale::Log }, Axis { label: "requests/s", scale: Scale::Linear });
-            lines(&folder.join(&file), title, x, y, &[of("countersign"), of("relay")])?;
+            lines(&folder.join(&file), title, x, y, &[of(OURS), of(RELAY)])?;
             let _ = writeln!(text, "![{title}](performance/{file})\n");
         }
         Ok(text)

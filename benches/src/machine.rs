@@ -1,5 +1,6 @@
 //! The machine on which it was measured.
 
+use std::fmt::{self, Display, Formatter};
 use std::fs;
 
 use serde::Serialize;
@@ -40,6 +41,15 @@ impl Machine {
             virtual_machine: field(&cpu, "flags").split(' ').any(|flag| flag == "hypervisor"),
             commit: commit(),
         }
+    }
+}
+
+impl Display for Machine {
+    fn fmt(&self, to: &mut Formatter<'_>) -> fmt::Result {
+        let kind = if self.virtual_machine { ", a virtual machine" } else { "" };
+        let gib = self.memory as f64 / f64::from(1 << 30);
+        write!(to, "{} x {}{kind}, {gib:.1} GiB, Linux {}", self.processors, self.processor, self.kernel)?;
+        if self.commit.is_empty() { Ok(()) } else { write!(to, ", commit {}", self.commit) }
     }
 }
 

@@ -11,7 +11,7 @@ use countersign_kit::load::{Idle, Pace, Plan};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::collect::{NoiseReport, PeerResults, Point, Results, Sides};
+use crate::collect::{NoiseReport, PeerResults, Point, Results, RunNoise, Sides};
 use crate::decision::Decision;
 use crate::machine::Machine;
 use crate::peers::{self, Peer, Up};
@@ -97,9 +97,11 @@ pub fn measure(inside: Inside, options: &Options) -> Result<Results> {
             }
         }
     }
-    if !options.short && options.work.is_empty() {
+    if options.work.is_empty() {
         say(began, "throughput against latency");
         peers.iter_mut().for_each(|peer| run.curve(peer));
+    }
+    if !options.short && options.work.is_empty() {
         say(began, "system calls; the generator beside wrk");
         for peer in &mut peers {
             run.calls(peer);
@@ -242,29 +244,26 @@ impl<'a> Run<'a> {
     /// One workload, once, on one peer; again where others were too busy.
     fn turn(&mut self, work: Work, peer: &mut Running<'_>) {
         let Some(up) = &peer.up else { return };
-        let mut best: Option<crate::work::Outcome> = None;
+        let mut best: Option<(usize, crate::work::Outcome)> = None;
         for attempt in 0..=REPEATS {
             std::thread::sleep(PAUSE);
-            match once(work, up, &self.sizes) {
+            let outcome = match once(work, up, &self.sizes) {
+                Ok(outcome) => outcome,
                 Err(error) => return peer.fail(&work.key(), &error),
-                Ok(outcome) => {
-                    let noisy = outcome.foreign > NOISY && !self.once;
-                    if best.as_ref().is_none_or(|best| outcome.foreign < best.foreign) {
-                        best = Some(outcome);
-                    }
-                    if !noisy {
-                        break;
-                    }
-                    if attempt == REPEATS || self.noise.thrown_away >= MOST_REPEATS {
-                        self.noise.kept_noisy += 1;
-                        break;
-                    }
-                    self.noise.thrown_away += 1;
-                }
+            };
+            let foreign = outcome.foreign;
+            let run = RunNoise { peer: peer.results.name.clone(), work: work.key(), foreign, counts: false };
+            self.noise.runs.push(run);
+            if best.as_ref().is_none_or(|(_, best)| foreign < best.foreign) {
+                best = Some((self.noise.runs.len() - 1, outcome));
+            }
+            let again = foreign > NOISY && !self.once && attempt < REPEATS;
+            if !again || self.noise.thrown_away() > MOST_REPEATS {
+                break;
             }
         }
-        if let Some(outcome) = best {
-            self.noise.foreign.push(outcome.foreign);
+        if let Some((run, outcome)) = best {
+            self.noise.runs[run].counts = true;
             if let Err(error) = peer.results.add(work, outcome) {
                 peer.fail(&work.key(), &error);
             }
@@ -273,11 +272,12 @@ impl<'a> Run<'a> {
 
     fn curve(&self, peer: &mut Running<'_>) {
         let Some(up) = &peer.up else { return };
-        for offered in CURVE {
+        let (rates, length) = if self.short { (&CURVE[..1], PAUSE * 2) } else { (&CURVE[..], Duration::from_secs(1)) };
+        for &offered in rates {
             let plan = Plan {
                 pace: Pace::Rate(offered),
                 connections: self.sizes.full,
-                length: Duration::from_secs(1),
+                length,
                 ..Plan::new(up.target, &format!("/{}", self.sizes.payload))
             };
             std::thread::sleep(PAUSE);

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::{Mutex, OnceLock};
 
 use countersign_benches::collect::Results;
-use countersign_benches::run::{Options, measure};
+use countersign_benches::run::{Options, measure, run};
 use countersign_benches::work::Work;
 use countersign_benches::{peers, report};
 use countersign_kit::Inside;
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         .collect();
     trials.push(Trial::test("a_request_costs_six_system_calls_on_each_side", called));
     trials.push(Trial::test("the_report_names_every_peer", reported));
+    trials.push(Trial::test("growth_along_each_axis_is_measured_and_written", grown));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -84,9 +85,44 @@ fn called() -> Result<(), Failed> {
 }
 
 fn reported() -> Result<(), Failed> {
-    let text = report::text(results()?);
+    let folder = tempfile::tempdir().unwrap();
+    report::write(folder.path(), results()?).map_err(|error| format!("{error:#}"))?;
+    let text = std::fs::read_to_string(folder.path().join("performance.md")).unwrap();
     for peer in peers::all(None) {
         assert!(text.contains(peer.about()), "{}", peer.name());
+    }
+    // Every row of a table has its head's columns.
+    for table in text.split("\n\n").filter(|part| part.starts_with("| ")) {
+        let columns: Vec<_> = table.lines().map(|line| line.matches('|').count()).collect();
+        assert!(columns.len() > 2 && columns.iter().all(|number| *number == columns[0]), "{table}");
+    }
+    for file in ["mesh.json", "latency.svg", "throughput.svg", "memory.svg", "cpu.svg"] {
+        let written = std::fs::read_to_string(folder.path().join("performance").join(file));
+        let written = written.map_err(|error| format!("{file}: {error}"))?;
+        assert!(written.len() > 500, "{file}: {written}");
+    }
+    Ok(())
+}
+
+fn grown() -> Result<(), Failed> {
+    // After them: one stage at a time.
+    let ours = results()?.peers.iter().find(|peer| peer.name == "countersign").ok_or("it is not in the results")?;
+    if let Some(reason) = ours.not_run.as_deref().filter(|reason| !reason.starts_with("failed")) {
+        println!("NOT RUN: {reason}");
+        return Ok(());
+    }
+    let inside = INSIDE.lock().unwrap().ok_or("not inside")?;
+    let folder = tempfile::tempdir().unwrap();
+    let docs = Some(folder.path().to_owned());
+    let options = Options { rounds: 1, short: true, growth: true, docs, ..Options::default() };
+    let code = run(inside, &options).map_err(|error| format!("{error:#}"))?;
+    let text = std::fs::read_to_string(folder.path().join("performance.md")).unwrap();
+    assert_eq!(code, 0, "{text}");
+    for axis in ["connections", "payload", "rules", "threads"] {
+        let rows = text.lines().filter(|line| line.starts_with(&format!("| {axis} | "))).count();
+        assert_eq!(rows, if axis == "rules" { 2 } else { 4 }, "{text}");
+        let drawn = std::fs::read_to_string(folder.path().join(format!("performance/growth-{axis}.svg"))).unwrap();
+        assert!(drawn.len() > 500, "{axis}: {drawn}");
     }
     Ok(())
 }

@@ -19,7 +19,11 @@ impl Peer for Haproxy {
     }
 
     fn about(&self) -> &'static str {
-        if self.http { "HAProxy, HTTP, upstream connections reused" } else { "HAProxy, TCP" }
+        if self.http {
+            "HAProxy, HTTP, upstream connections reused; both ends: any certificate of the CA"
+        } else {
+            "HAProxy, TCP; both ends: any certificate of the CA"
+        }
     }
 
     fn claims_mtls(&self) -> bool {

@@ -24,7 +24,11 @@ impl Peer for Nginx {
     }
 
     fn about(&self) -> &'static str {
-        if self.http { "nginx, http, upstream connections kept" } else { "nginx, stream" }
+        if self.http {
+            "nginx, http, upstream connections kept; client: any certificate of the CA"
+        } else {
+            "nginx, stream; client: any certificate of the CA"
+        }
     }
 
     fn claims_mtls(&self) -> bool {
