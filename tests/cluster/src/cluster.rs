@@ -43,6 +43,18 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// A program that was built with the cluster: `kube`, `countersign`, `targets`.
+    #[must_use]
+    pub fn tool(&self, name: &str) -> PathBuf {
+        self.built.join("bin").join(name)
+    }
+
+    /// How it is reached.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
     /// kubectl with these arguments: what it prints.
     ///
     /// # Errors
@@ -72,7 +84,7 @@ impl Cluster {
     /// kubectl, not yet started; ended after four minutes.
     #[must_use]
     pub fn kubectl_command(&self, args: &[&str]) -> Command {
-        let mut command = bounded(&self.built.join("bin/kube"), LONGEST);
+        let mut command = bounded(&self.tool("kube"), LONGEST);
         command.arg("kubectl").args(args).env("KUBECONFIG", &self.kubeconfig).env_remove("POD_NAMESPACE");
         command
     }
@@ -86,7 +98,7 @@ impl Cluster {
     /// The same, ended after so long.
     #[must_use]
     pub fn countersign_for(&self, longest: Duration, args: &[&str]) -> Command {
-        let mut command = bounded(&self.built.join("bin/countersign"), longest);
+        let mut command = bounded(&self.tool("countersign"), longest);
         command.args(args).env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
         command
     }

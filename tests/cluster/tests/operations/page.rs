@@ -73,19 +73,16 @@ impl Shell {
     /// With kubectl and countersign as the cluster has them, and Helm if it is built.
     pub fn new(cluster: &Cluster) -> Result<Self> {
         let tools = tempfile::tempdir()?;
-        let kubectl = cluster.kubectl_command(&[]);
-        let config = kubectl.get_envs().find(|(name, _)| *name == "KUBECONFIG").and_then(|(_, value)| value);
-        let kubeconfig = PathBuf::from(config.context("no KUBECONFIG")?);
-        let kube = kubectl.get_program().to_owned();
-        write(&tools.path().join("kubectl"), &format!("exec '{}' kubectl \"$@\"", Path::new(&kube).display()))?;
-        let countersign = cluster.countersign(&[]).get_program().to_owned();
-        write(&tools.path().join("countersign"), &format!("exec '{}' \"$@\"", Path::new(&countersign).display()))?;
-        let targets = Path::new(&kube).with_file_name("targets");
-        write(&tools.path().join("targets"), &format!("exec '{}' \"$@\"", targets.display()))?;
+        for (name, program, first) in
+            [("kubectl", "kube", "kubectl "), ("countersign", "countersign", ""), ("targets", "targets", "")]
+        {
+            let program = cluster.tool(program);
+            write(&tools.path().join(name), &format!("exec '{}' {first}\"$@\"", program.display()))?;
+        }
         if let Some(helm) = helm() {
             write(&tools.path().join("helm"), &format!("exec '{}' \"$@\"", helm.display()))?;
         }
-        Ok(Self { tools, kubeconfig })
+        Ok(Self { tools, kubeconfig: cluster.kubeconfig().to_owned() })
     }
 
     /// Runs one block; its output, if it did as it should.
