@@ -1,6 +1,7 @@
 //! Connections that wait to be used again: one application connection after another, never two at once.
 //!
-//! `outbound` takes and puts. A link enters only after both `FIN`s passed and all is flushed; it leaves for another use only
+//! `outbound` takes and puts. A link enters only after both `FIN`s passed and all is flushed (ours may be owed: it leaves with the next `OPEN`, or
+//! after [`FIN_WAITS`]); it leaves for another use only
 //! if nothing came in meanwhile, its credentials are still the current ones, and they do not end soon. While a root is being replaced none is used
 //! for long that stands on the old one at either end: short connections, one after the other, would keep it open for as long as its certificates
 //! live, and the old root with it.
@@ -13,7 +14,8 @@ use std::time::Duration;
 use countersign_credentials::Credentials;
 use countersign_identity::SpiffeId;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use crate::reauth;
 use crate::tls::{Generation, Peer};
@@ -21,6 +23,9 @@ use crate::wire::link::Link;
 
 /// A link is not used again when its credentials end within this time.
 const MARGIN: Duration = Duration::from_secs(1);
+
+/// Longest wait of a `FIN` for the next connection, which takes it along.
+pub const FIN_WAITS: Duration = Duration::from_millis(1);
 
 /// What must be the same for a link to be used again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +46,7 @@ pub struct Kept {
     /// The proven other end.
     pub peer: Arc<Peer>,
     since: Instant,
+    owes: bool,
 }
 
 impl Kept {
@@ -71,6 +77,8 @@ pub struct Limits {
 pub struct Pool {
     limits: Limits,
     kept: Mutex<Shelves>,
+    /// Some link owes its `FIN`.
+    owing: Notify,
     /// How many are kept, as it changes.
     shown: Gauge,
 }
@@ -79,13 +87,15 @@ pub struct Pool {
 struct Shelves {
     by_key: HashMap<Key, Vec<Kept>>,
     total: usize,
+    /// So many of them owe their `FIN`.
+    owing: usize,
 }
 
 impl Pool {
     /// An empty pool; `shown` follows how many links it keeps.
     #[must_use]
     pub fn new(limits: Limits, shown: Gauge) -> Self {
-        Self { limits, kept: Mutex::default(), shown }
+        Self { limits, kept: Mutex::default(), owing: Notify::new(), shown }
     }
 
     /// The most recently used link that is still good; `credentials` are our own.
@@ -101,6 +111,7 @@ impl Pool {
                 }
                 let kept = kept?;
                 shelves.total -= 1;
+                shelves.owing -= usize::from(kept.owes);
                 self.shown.dec();
                 kept
             };
@@ -120,10 +131,40 @@ impl Pool {
         let room = shelves.total < self.limits.total;
         let shelf = shelves.by_key.entry(key).or_default();
         if room && shelf.len() < self.limits.each {
-            shelf.push(Kept { link, peer, since: now });
+            let owes = link.owes_fin();
+            shelf.push(Kept { link, peer, since: now, owes });
             shelves.total += 1;
+            shelves.owing += usize::from(owes);
             self.shown.inc();
+            if owes {
+                self.owing.notify_one();
+            }
         }
+    }
+
+    /// Sees to it that no `FIN` waits long, for ever.
+    pub async fn settle_in_time(&self) {
+        loop {
+            self.owing.notified().await;
+            while self.settle(Instant::now()) > 0 {
+                sleep(FIN_WAITS).await;
+            }
+        }
+    }
+
+    /// Sends each `FIN` that has waited long enough. How many wait still.
+    pub fn settle(&self, now: Instant) -> usize {
+        let mut shelves = self.lock();
+        shelves.by_key.retain(|_, shelf| {
+            shelf.retain_mut(|kept| {
+                let due = kept.owes && now.saturating_duration_since(kept.since) >= FIN_WAITS;
+                kept.owes &= !due;
+                !due || kept.link.pay_fin()
+            });
+            !shelf.is_empty()
+        });
+        self.recount(&mut shelves);
+        shelves.owing
     }
 
     /// Drops what waited too long, whose credentials end, what was made with other credentials than the current, or stands on another root.
@@ -137,7 +178,12 @@ impl Pool {
             });
             !shelf.is_empty()
         });
+        self.recount(&mut shelves);
+    }
+
+    fn recount(&self, shelves: &mut Shelves) {
         shelves.total = shelves.by_key.values().map(Vec::len).sum();
+        shelves.owing = shelves.by_key.values().flatten().filter(|kept| kept.owes).count();
         self.shown.set(i64::try_from(shelves.total).unwrap_or(i64::MAX));
     }
 

@@ -136,6 +136,10 @@ async fn serve(config: Arc<Config>, log: Log) -> anyhow::Result<(Ended, Option<W
     });
     tokio::spawn(reauth::keep(Arc::clone(&proxy)));
     tokio::spawn(keep_pool(Arc::clone(&proxy), svid.credentials.clone()));
+    tokio::spawn({
+        let proxy = Arc::clone(&proxy);
+        async move { proxy.pool.settle_in_time().await }
+    });
     let places =
         [Direction::Inbound, Direction::Outbound].map(|_| Arc::new(Semaphore::new(proxy.config.limits.connections)));
     accept(&proxy, Direction::Inbound, inbound_listeners, &places[0]);

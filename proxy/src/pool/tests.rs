@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{TestCa, links_between, tcp_pair};
-use crate::wire::frame::Took;
+use crate::wire::frame::{Event, Took};
 use countersign_credentials::Credentials;
 use countersign_identity::BundleSet;
 use countersign_kit::TestClock;
@@ -35,6 +35,11 @@ impl Case {
     }
 
     async fn put(&mut self, key: Key) {
+        let link = self.link().await;
+        self.pool.put(key, link.0, link.1, Instant::now());
+    }
+
+    async fn link(&mut self) -> (Box<Link>, Arc<Peer>) {
         let backend = self.ca.credentials_by("backend", self.life, self.clock.clock());
         let limit = Duration::from_secs(10);
         let (client, server) = links_between(tcp_pair().await, &self.ours, &backend, limit).await;
@@ -46,7 +51,27 @@ impl Case {
             Poll::Ready(())
         })
         .await;
-        self.pool.put(key, link, Arc::new(peer), Instant::now());
+        (link, Arc::new(peer))
+    }
+
+    /// A link whose `FIN` is due.
+    async fn put_owing(&mut self, now: Instant) {
+        let (mut link, peer) = self.link().await;
+        link.owe_fin();
+        self.pool.put(self.key.clone(), link, peer, now);
+    }
+}
+
+async fn hears_fin(server: &mut Link) {
+    let mut heard = false;
+    while !heard {
+        let step = std::future::poll_fn(|cx| {
+            server.poll_events(cx, &mut |event| {
+                heard |= event == Event::Fin;
+                Ok(Took::All)
+            })
+        });
+        tokio::time::timeout(Duration::from_secs(10), step).await.unwrap().unwrap();
     }
 }
 
@@ -57,6 +82,38 @@ async fn a_kept_link_is_used_again_once() {
     assert!(case.take(&case.key, Instant::now()).is_some());
     assert!(case.take(&case.key, Instant::now()).is_none());
     assert!(case.pool.is_empty());
+}
+
+#[tokio::test]
+async fn a_fin_that_no_next_connection_takes_along_is_sent_in_time() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    let now = Instant::now();
+    case.put_owing(now).await;
+    assert_eq!(case.pool.settle(now), 1, "it waits for the next connection");
+    assert_eq!(case.pool.settle(now + FIN_WAITS), 0);
+    hears_fin(&mut case.servers[0]).await;
+    assert_eq!(case.pool.settle(now + FIN_WAITS), 0);
+    assert!(case.take(&case.key, Instant::now()).is_some(), "the link is as good as before");
+
+    case.put_owing(Instant::now()).await;
+    tokio::select! {
+        () = case.pool.settle_in_time() => unreachable!(),
+        () = hears_fin(&mut case.servers[1]) => {}
+    }
+    assert_eq!(case.pool.len(), 1);
+}
+
+#[tokio::test]
+async fn a_link_that_is_not_kept_sends_the_fin_that_is_due() {
+    let mut case = Case::new(Duration::from_secs(3600));
+    for _ in 0..=LIMITS.each {
+        case.put_owing(Instant::now()).await; // one finds no room
+    }
+    case.pool.sweep(None, Instant::now());
+    for server in &mut case.servers {
+        hears_fin(server).await;
+    }
+    assert_eq!(case.pool.settle(Instant::now()), 0);
 }
 
 #[tokio::test]

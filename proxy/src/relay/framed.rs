@@ -31,7 +31,7 @@ pub enum Side {
 /// How it ended.
 #[derive(Debug)]
 pub enum End {
-    /// Both halves closed well and all is flushed: the link may carry another connection.
+    /// Both halves closed well and all is flushed, but perhaps for a `FIN` that the link owes: it may carry another connection.
     Done,
     /// The app's socket was reset or failed. The peer has yet to be told.
     AppReset,
@@ -250,6 +250,12 @@ impl Relay<'_> {
         self.wait.get_or_insert_with(|| Box::pin(sleep(STATUS_WAITS))).as_mut().poll(cx).is_pending()
     }
 
+    /// Whether nobody waits for our `FIN`: the client side's, after the server side's own. It leaves with the next `OPEN`: one write, one packet
+    /// and one wake-up of the server side less.
+    fn fin_may_wait(&self) -> bool {
+        self.side == Side::Client && self.accepted && self.net_fin && self.prefix.is_empty()
+    }
+
     /// Reads the app and seals what came. True: something was sealed.
     fn poll_app(&mut self, cx: &mut Context<'_>) -> Result<bool, LinkError> {
         with_app_buffer(|buffer| {
@@ -268,6 +274,11 @@ impl Relay<'_> {
                     Poll::Ready(Ok(())) if read.filled().is_empty() => fin = true,
                     Poll::Ready(Ok(())) => length += read.filled().len(),
                 }
+            }
+            if length == 0 && fin && self.fin_may_wait() {
+                self.app_eof = true;
+                self.link.owe_fin();
+                return Ok(false);
             }
             if length == 0 && !fin {
                 return if self.end.is_some() || self.prefix_waits(cx) { Ok(false) } else { self.seal_prefix() };

@@ -339,6 +339,52 @@ async fn acceptance_and_the_first_bytes_and_the_end_leave_together() {
 }
 
 #[tokio::test]
+async fn open_and_the_first_bytes_leave_together() {
+    let ((client_link, _), (mut server_link, _)) = link_pair().await;
+    let (mut client, app) = tcp_pair().await;
+    // Before the relay looks: they are there.
+    client.write_all(b"hello").await.unwrap();
+    app.readable().await.unwrap();
+    let _side = run(Side::Client, app, client_link, Held::default());
+    assert_eq!(said(&mut server_link, "hello").await, ["OPEN", "hello", "|"]);
+}
+
+/// A connection that the server ends: the client side's `FIN` tells nobody anything, and would cost a packet and a wake-up.
+#[tokio::test]
+async fn a_fin_that_nobody_waits_for_leaves_with_the_next_open() {
+    let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
+    for round in 0..3 {
+        let (mut client, app) = tcp_pair().await;
+        let side = run(Side::Client, app, client_link, Held::default());
+        let begins: &[&str] = if round == 0 { &["OPEN", "|"] } else { &["FIN", "OPEN", "|"] };
+        assert_eq!(said(&mut server_link, "OPEN").await, begins);
+        let status = frame::status(Status::Accepted);
+        server_link.seal(&[&status, &frame::data_header(2), b"hi", &frame::FIN]).unwrap();
+        std::future::poll_fn(|cx| server_link.poll_flush(cx)).await.unwrap();
+        says(&mut client, b"hi").await;
+        is_over(&mut client).await;
+        drop(client);
+        let (end, _, link, _) = ended(side).await;
+        assert!(matches!(end, End::Done), "{end:?}");
+        assert!(link.owes_fin() && !link.wants_flush());
+        client_link = link;
+        assert!(client_link.is_quiet());
+    }
+    drop(client_link); // no next one: it pays
+    assert_eq!(said(&mut server_link, "FIN").await, ["FIN", "|"]);
+}
+
+#[tokio::test]
+async fn a_link_that_is_closed_says_its_fin_first() {
+    let ((mut client_link, _), (mut server_link, _)) = link_pair().await;
+    client_link.owe_fin();
+    let closing = tokio::spawn(client_link.close());
+    assert_eq!(said(&mut server_link, "FIN").await, ["FIN", "|"]);
+    drop(server_link);
+    closing.await.unwrap();
+}
+
+#[tokio::test]
 async fn acceptance_does_not_wait_for_an_app_that_is_silent() {
     let ((mut client_link, _), (server_link, _)) = link_pair().await;
     let (_server, server_app) = tcp_pair().await;

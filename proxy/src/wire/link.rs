@@ -13,7 +13,7 @@ use rustls::AlertDescription;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::frame::{Event, Parser, ProtocolError, Took};
+use super::frame::{self, Event, Parser, ProtocolError, Took};
 use super::out::Out;
 use super::records::{Opened, RecordError, Records};
 use super::{BUFFER, with_network_buffer, with_plain_buffer, with_sealed_buffer};
@@ -95,6 +95,8 @@ pub struct Link {
     /// `begun` is what was read beyond the handshake, and may hold whole records.
     fresh: bool,
     ended: bool,
+    /// See [`Link::owe_fin`].
+    owes_fin: bool,
 }
 
 /// See [`Link::carry`]; boxed, as an idle link has none.
@@ -126,6 +128,7 @@ impl Link {
             carry: None,
             fresh,
             ended: false,
+            owes_fin: false,
         }
     }
 
@@ -140,7 +143,28 @@ impl Link {
     /// # Errors
     /// When TLS cannot encrypt any more.
     pub fn seal(&mut self, parts: &[&[u8]]) -> Result<(), LinkError> {
+        if std::mem::take(&mut self.owes_fin) {
+            let with_fin: Vec<&[u8]> = std::iter::once(&frame::FIN[..]).chain(parts.iter().copied()).collect();
+            return Ok(self.records.seal(&with_fin, &mut self.out)?);
+        }
         Ok(self.records.seal(parts, &mut self.out)?)
+    }
+
+    /// `FIN` is due and nobody waits for it: it leaves with whatever is sealed next, before that, in the same record. A link that is dropped
+    /// pays first.
+    pub fn owe_fin(&mut self) {
+        self.owes_fin = true;
+    }
+
+    /// Whether a `FIN` is due.
+    #[must_use]
+    pub fn owes_fin(&self) -> bool {
+        self.owes_fin
+    }
+
+    /// Sends the `FIN` that is due, now. False: the link is of no more use.
+    pub fn pay_fin(&mut self) -> bool {
+        !self.owes_fin || (self.seal(&[]).is_ok() && self.out.try_flush(&self.io).is_ok())
     }
 
     /// Whether sealed bytes wait for the socket.
@@ -271,7 +295,7 @@ impl Link {
     /// Ends the connection so that what was written last still arrives: flush, end of TLS, half-close, then what
     /// comes is read and dropped for a while (an early reset would destroy our last frame). Bounded in bytes and time.
     pub async fn close(mut self) {
-        if self.records.seal_end(&mut self.out).is_err() {
+        if (self.owes_fin && self.seal(&[]).is_err()) || self.records.seal_end(&mut self.out).is_err() {
             return;
         }
         let _ = tokio::time::timeout(DRAIN_TIME, async {
@@ -310,5 +334,12 @@ impl Link {
     #[cfg(test)]
     pub fn refresh_keys(&mut self) -> Result<(), LinkError> {
         Ok(self.records.renew_keys(true, &mut self.out)?)
+    }
+}
+
+/// Without its `FIN`, a connection that ended well would end as a reset.
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.pay_fin();
     }
 }

@@ -72,6 +72,20 @@ impl Out {
         }
     }
 
+    /// Writes what the socket takes now; an error where that is not all.
+    ///
+    /// # Errors
+    /// When the socket fails, or is full.
+    pub fn try_flush(&mut self, io: &TcpStream) -> io::Result<()> {
+        while !self.is_empty() {
+            match io.try_write(self.waiting())? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                length => self.gone(length),
+            }
+        }
+        Ok(())
+    }
+
     /// Writes until nothing waits.
     ///
     /// # Errors
