@@ -29,6 +29,8 @@ pub struct Results {
     pub took: f64,
     /// Interleaved rounds.
     pub rounds: usize,
+    /// Turns in a round of those that bars compare.
+    pub turns: usize,
     /// What a round was.
     pub sizes: Sizes,
     /// Side by side.
@@ -140,7 +142,7 @@ pub struct Point {
 }
 
 /// A figure and its spread.
-#[derive(Clone, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Figure {
     /// Of the rounds that count.
     pub median: f64,
@@ -183,6 +185,17 @@ impl PeerResults {
     #[must_use]
     pub fn median(&self, name: &str) -> Option<f64> {
         self.figures.get(name).map(|figure| figure.median)
+    }
+
+    /// Processor seconds of a workload: client's user and system, server's user and system. The kernel's ticks tell the parts apart, so they
+    /// vary against each other from round to round: scaled to add up to the median of the whole.
+    #[must_use]
+    pub fn cpu_parts(&self, work: &str) -> Option<[f64; 4]> {
+        let whole = self.median(&format!("{work}.cpu"))?;
+        let part = |name: &str| self.median(&format!("{work}.cpu_{name}")).unwrap_or(0.0);
+        let parts = ["client_user", "client_system", "server_user", "server_system"].map(part);
+        let sum: f64 = parts.iter().sum();
+        (sum > 0.0).then(|| parts.map(|part| part * whole / sum))
     }
 
     /// Adds one run.
@@ -236,6 +249,22 @@ mod tests {
             assert!((figure.median - median).abs() < 1e-12);
         }
         assert_eq!((figure.low, figure.high, figure.rounds.len()), (1.0, 9.0, 3));
+    }
+
+    #[test]
+    fn the_parts_of_the_processor_time_add_up_to_it() {
+        let mut results = PeerResults::default();
+        assert_eq!(results.cpu_parts("rate"), None);
+        // In two rounds the ticks fell to one side or to the other.
+        for (user, system) in [(0.0, 1.0), (1.0, 0.2), (0.8, 0.2)] {
+            let mut add = |name: &str, value| results.figures.entry(name.into()).or_default().add(value);
+            add("rate.cpu", user + system);
+            add("rate.cpu_client_user", user);
+            add("rate.cpu_client_system", system);
+        }
+        let parts = results.cpu_parts("rate").unwrap();
+        assert!((parts.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{parts:?}");
+        assert!((parts[0] - 0.8).abs() < 1e-12 && (parts[1] - 0.2).abs() < 1e-12, "{parts:?}");
     }
 
     #[test]

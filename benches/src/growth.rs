@@ -17,7 +17,7 @@ use crate::machine::Machine;
 use crate::peers::{Countersign, Peer, Relay, Settings, Up};
 use crate::plot::{Axis, Scale, Series, lines};
 use crate::report::replace_section;
-use crate::run::Options;
+use crate::run::{NOISY, Options};
 use crate::stage::Stage;
 use crate::work::{Outcome, Work, requests};
 
@@ -38,14 +38,16 @@ struct Step {
     p50_ms: Figure,
     p99_ms: Figure,
     cpu: Figure,
+    /// Processors that others kept busy meanwhile.
+    foreign: Figure,
     /// Why it was not measured.
     failed: Option<String>,
 }
 
 impl Step {
     fn new(axis: &'static str, value: usize, peer: &'static str) -> Self {
-        let [per_s, p50_ms, p99_ms, cpu] = [const { Figure::NONE }; 4];
-        Self { axis, value, peer, per_s, p50_ms, p99_ms, cpu, failed: None }
+        let [per_s, p50_ms, p99_ms, cpu, foreign] = [const { Figure::NONE }; 5];
+        Self { axis, value, peer, per_s, p50_ms, p99_ms, cpu, foreign, failed: None }
     }
 
     fn add(&mut self, outcome: &Outcome) {
@@ -54,6 +56,7 @@ impl Step {
         self.p50_ms.add(of("p50_ms"));
         self.p99_ms.add(of("p99_ms"));
         self.cpu.add(of("cpu"));
+        self.foreign.add(outcome.foreign);
     }
 }
 
@@ -86,7 +89,9 @@ pub fn run(inside: Inside, options: &Options) -> Result<u8> {
     }
     for rules in some(&RULES) {
         let settings = Settings { more_rules: *rules, ..Settings::default() };
-        grown.started("rules", *rules, vec![(OURS, Countersign { settings, before: None }.start(&stage))]);
+        let ours = Countersign { settings, before: None }.start(&stage);
+        // It has no rules: it tells what the machine did from one step to the next.
+        grown.started("rules", *rules, vec![(OURS, ours), (RELAY, Relay::small().start(&stage))]);
     }
     for threads in THREADS {
         let settings = Settings { threads, ..Settings::default() };
@@ -176,7 +181,14 @@ impl Grown {
                 ),
             };
         }
-        text.push('\n');
+        let noise = self.steps.iter().flat_map(|step| &step.foreign.rounds);
+        let most = noise.clone().copied().fold(0.0, f64::max);
+        let busy = noise.clone().filter(|foreign| **foreign > NOISY).count();
+        let _ = writeln!(
+            text,
+            "\nOthers kept {most:.2} processors busy at most during a measurement; over {NOISY:.2} in {busy} of {}. None was repeated.\n",
+            noise.count()
+        );
         text
     }
 

@@ -10,7 +10,8 @@ use plotters::prelude::*;
 use plotters::style::FontTransform;
 
 const SIZE: (u32, u32) = (920, 520);
-const COLORS: [RGBColor; 10] = [
+/// One for each peer.
+const COLORS: [RGBColor; 12] = [
     RGBColor(31, 119, 180),
     RGBColor(214, 39, 40),
     RGBColor(44, 160, 44),
@@ -21,6 +22,8 @@ const COLORS: [RGBColor; 10] = [
     RGBColor(227, 119, 194),
     RGBColor(188, 189, 34),
     RGBColor(127, 127, 127),
+    RGBColor(0, 0, 0),
+    RGBColor(152, 223, 138),
 ];
 /// Of parts of bars: two shades for each of three things.
 const PARTS: [RGBColor; 6] = [
@@ -320,6 +323,12 @@ mod tests {
         let nines: Vec<String> =
             ticks(0.0, 3.0, Scale::Nines).into_iter().map(|tick| label(tick, Scale::Nines)).collect();
         assert_eq!(nines, ["0%", "50%", "90%", "99%", "99.9%"]);
+    }
+
+    #[test]
+    fn no_two_peers_have_one_colour() {
+        assert!(COLORS.len() >= crate::peers::all(Some(Path::new("before"))).len());
+        assert!(COLORS.iter().enumerate().all(|(n, colour)| !COLORS[..n].contains(colour)));
     }
 
     #[test]

@@ -18,11 +18,11 @@ use crate::peers::{self, Peer, Up};
 use crate::proc::{Memory, memory, tree};
 use crate::signing::Signing;
 use crate::stage::Stage;
-use crate::work::{Sizes, Work, once};
+use crate::work::{Sizes, Work, beside_others, once};
 use crate::{decision, growth, report, signing, syscalls, wrk};
 
 /// Others may keep so many processors busy, on average, before a run is repeated.
-const NOISY: f64 = 0.15;
+pub const NOISY: f64 = 0.15;
 /// Repetitions of one noisy run, and of all of them: the whole stays bounded.
 const REPEATS: usize = 2;
 const MOST_REPEATS: usize = 60;
@@ -30,6 +30,11 @@ const MOST_REPEATS: usize = 60;
 const HELD: [usize; 4] = [0, 100, 300, 1000];
 /// Requests a second offered for throughput against latency, until a peer cannot follow.
 const CURVE: [u32; 9] = [1000, 4000, 8000, 12_000, 16_000, 20_000, 26_000, 34_000, 45_000];
+/// Bars and docs/performance.md compare these: they take [`TURNS`] turns in a round.
+pub const COMPARED: [&str; 4] = ["relay", "relay-redirected", "countersign", "envoy-tcp"];
+const TURNS: usize = 2;
+/// Turns of the CA's signing with each kind of token.
+const SIGNING: usize = 3;
 /// Between two runs: sockets that are closing, logs, allocators.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -84,6 +89,7 @@ pub fn measure(inside: Inside, options: &Options) -> Result<Results> {
         noise: NoiseReport { limit: NOISY, ..NoiseReport::default() },
         sizes,
         once: options.short || !options.work.is_empty(),
+        turns: if options.short { 1 } else { TURNS },
         short: options.short,
         stage: &stage,
     };
@@ -92,8 +98,10 @@ pub fn measure(inside: Inside, options: &Options) -> Result<Results> {
     for round in 1..=options.rounds {
         for work in Work::ALL.into_iter().filter(|work| options.work.is_empty() || options.work.contains(&work.key())) {
             say(began, &format!("round {round} of {}: {}", options.rounds, work.key()));
-            for peer in &mut peers {
-                run.turn(work, peer);
+            for turn in 0..run.turns {
+                for peer in peers.iter_mut().filter(|peer| turn == 0 || peer.compared()) {
+                    run.turn(work, peer);
+                }
             }
         }
     }
@@ -129,6 +137,7 @@ pub fn measure(inside: Inside, options: &Options) -> Result<Results> {
         began: stamp,
         took: began.elapsed().as_secs_f64(),
         rounds: options.rounds,
+        turns: run.turns,
         sizes,
         peers: peers.into_iter().map(|peer| peer.results).collect(),
         generator,
@@ -145,6 +154,7 @@ struct Run<'a> {
     short: bool,
     /// No run is repeated.
     once: bool,
+    turns: usize,
     noise: NoiseReport,
 }
 
@@ -154,6 +164,10 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
+    fn compared(&self) -> bool {
+        COMPARED.contains(&self.results.name.as_str()) || self.results.name == "countersign-before"
+    }
+
     /// What cannot be measured is named, and not asked again.
     fn fail(&mut self, what: &str, error: &anyhow::Error) {
         let reason = format!("failed: {what}: {error:#}");
@@ -227,7 +241,7 @@ impl<'a> Run<'a> {
     }
 
     /// What has no peer: the CA's signing, and a decision. Left out where only other peers or some workloads are wanted.
-    fn own(&self, options: &Options) -> Result<(Vec<Signing>, Option<Decision>)> {
+    fn own(&mut self, options: &Options) -> Result<(Vec<Signing>, Option<Decision>)> {
         let only = &options.only;
         let wanted = options.work.is_empty() && (only.is_empty() || only.iter().any(|name| name == "countersign"));
         if !wanted || peers::all(None).iter().any(|peer| peer.name() == "countersign" && peer.lacks().is_some()) {
@@ -235,8 +249,18 @@ impl<'a> Run<'a> {
         }
         eprintln!("the CA's signing; a decision");
         let length = if self.short { PAUSE * 2 } else { Duration::from_secs(4) };
-        let signing = signing::TOKENS.map(|tokens| signing::measure(self.stage.inside(), length, tokens));
-        let signing = signing.into_iter().collect::<Result<_>>().context("the CA's signing")?;
+        let mut signing: Vec<Signing> = Vec::new();
+        for _ in 0..if self.short { 1 } else { SIGNING } {
+            for tokens in signing::TOKENS {
+                let one = signing::measure(self.stage.inside(), length, tokens).context("the CA's signing")?;
+                let (peer, work, foreign) = ("ca".to_owned(), format!("signing {}", one.tokens), one.foreign);
+                self.noise.runs.push(RunNoise { peer, work, foreign, counts: true });
+                match signing.iter_mut().find(|sum| sum.tokens == one.tokens) {
+                    Some(sum) => sum.add(&one),
+                    None => signing.push(one),
+                }
+            }
+        }
         let decision = decision::measure(if self.short { 100 } else { 10_000 }).context("a decision")?;
         Ok((signing, Some(decision)))
     }
@@ -270,7 +294,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn curve(&self, peer: &mut Running<'_>) {
+    fn curve(&mut self, peer: &mut Running<'_>) {
         let Some(up) = &peer.up else { return };
         let (rates, length) = if self.short { (&CURVE[..1], PAUSE * 2) } else { (&CURVE[..], Duration::from_secs(1)) };
         for &offered in rates {
@@ -281,9 +305,11 @@ impl<'a> Run<'a> {
                 ..Plan::new(up.target, &format!("/{}", self.sizes.payload))
             };
             std::thread::sleep(PAUSE);
-            match up.place.inside(|| plan.run(&mut |_| true)) {
+            match up.place.inside(|| beside_others(|| plan.run(&mut |_| true))) {
                 Err(error) => return peer.fail("throughput against latency", &error),
-                Ok(measured) => {
+                Ok((measured, foreign)) => {
+                    let (name, work) = (peer.results.name.clone(), format!("curve at {offered}"));
+                    self.noise.runs.push(RunNoise { peer: name, work, foreign, counts: true });
                     let ms = |share| measured.quantile(share).as_secs_f64() * 1e3;
                     let per_s = measured.throughput();
                     peer.results.curve.push(Point {

@@ -22,7 +22,8 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::proc::usage;
+use crate::collect::Figure;
+use crate::proc::{Noise, usage};
 
 const CONNECTIONS: usize = 4;
 /// Calls under way on each.
@@ -31,7 +32,7 @@ const CALLERS: usize = 8;
 const PODS: usize = 512;
 
 /// What the CA did.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Signing {
     /// What the callers' tokens were signed with.
     pub tokens: &'static str,
@@ -43,13 +44,27 @@ pub struct Signing {
     pub user: f64,
     /// Seconds of processor time that the kernel took for it.
     pub system: f64,
+    /// Of each turn: SVIDs for each second of processor time.
+    pub turns: Figure,
+    /// Processors that others kept busy meanwhile; of the last turn.
+    pub foreign: f64,
 }
 
 impl Signing {
-    /// SVIDs for each second of the CA's processor time.
+    /// SVIDs for each second of the CA's processor time, median of the turns.
     #[must_use]
     pub fn per_core_second(&self) -> f64 {
-        self.issued as f64 / self.cpu()
+        self.turns.median
+    }
+
+    /// Adds another turn.
+    pub fn add(&mut self, turn: &Self) {
+        self.issued += turn.issued;
+        self.seconds += turn.seconds;
+        self.user += turn.user;
+        self.system += turn.system;
+        self.foreign = turn.foreign;
+        self.turns.add(turn.per_core_second());
     }
 
     fn cpu(&self) -> f64 {
@@ -62,13 +77,14 @@ impl fmt::Display for Signing {
         write!(
             f,
             "The CA signed {} SVIDs in {:.1} s, {:.0} a second beside its callers on the same processors, and took {:.2} s of processor time \
-             for it ({:.2} of them in the kernel), {:.0} us for each: over kept connections, each call with the {} token and the P-256 CSR of \
+             for it ({:.2} of them in the kernel), {} SVIDs for each second of it, {:.0} us for each: over kept connections, each call with the {} token and the P-256 CSR of \
              a pod, attested by a JWKS, recorded in the audit log (in /var/tmp) before the answer.",
             self.issued,
             self.seconds,
             self.issued as f64 / self.seconds,
             self.cpu(),
             self.system,
+            self.turns.told(0),
             1e6 / self.per_core_second(),
             self.tokens,
         )
@@ -111,11 +127,22 @@ pub fn measure(inside: Inside, length: Duration, tokens: TokenKey) -> Result<Sig
             clients.push(CertificateAuthorityClient::new(channel(settings)));
         }
         ask(&clients, &requests, length / 4).await?;
-        let (before, began) = (usage(&[ca])?, Instant::now());
+        let (before, noise, began) = (usage(&[ca])?, Noise::now()?, Instant::now());
         let issued = ask(&clients, &requests, length).await?;
         let seconds = began.elapsed().as_secs_f64();
         let used = usage(&[ca])?.since(before);
-        anyhow::Ok(Signing { tokens: name(tokens), issued, seconds, user: used.user, system: used.system })
+        let foreign = Noise::now()?.foreign_since(noise, seconds);
+        let mut turns = Figure::default();
+        turns.add(issued as f64 / (used.user + used.system).max(f64::MIN_POSITIVE));
+        anyhow::Ok(Signing {
+            tokens: name(tokens),
+            issued,
+            seconds,
+            user: used.user,
+            system: used.system,
+            turns,
+            foreign,
+        })
     })?;
     ensure!(asked.issued > 0 && asked.cpu() > 0.0, "nothing was measured: {asked:?}");
     Ok(asked)

@@ -175,6 +175,16 @@ fn bulk(up: &Up<'_>, sizes: &Sizes, direction: Direction, streams: usize) -> Res
     Ok(Outcome { figures, measured: None, foreign: spent.foreign })
 }
 
+/// Does something, and tells how many processors others kept busy meanwhile.
+///
+/// # Errors
+/// If /proc cannot be read, or it fails.
+pub fn beside_others<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let (noise, start) = (Noise::now()?, Instant::now());
+    let done = work()?;
+    Ok((done, Noise::now()?.foreign_since(noise, start.elapsed().as_secs_f64())))
+}
+
 fn spending<T>(client: &[u32], server: &[u32], work: impl FnOnce() -> Result<T>) -> Result<(T, Spent)> {
     let (noise, start) = (Noise::now()?, Instant::now());
     let (client_before, server_before) = (usage(client)?, usage(server)?);
