@@ -246,10 +246,17 @@ fn status_without_a_socket_is_exit_code_2_and_a_dead_one_1() {
 
 #[test]
 fn every_shell_has_its_completion() {
-    for shell in ["bash", "zsh", "fish", "powershell"] {
+    for (shell, registers) in [
+        ("bash", "complete -F _countersign "),
+        ("elvish", "set edit:completion:arg-completer[countersign] = "),
+        ("fish", "complete -c countersign "),
+        ("powershell", "Register-ArgumentCompleter -Native -CommandName 'countersign' "),
+        ("zsh", "#compdef countersign\n"),
+    ] {
         let script = countersign(&["completion", shell], "");
         assert_eq!(code(&script), 0);
-        assert!(text(&script).contains("countersign"), "{shell}");
+        assert!(text(&script).contains(registers), "{shell}: {}", text(&script));
+        assert!(text(&script).contains("uninject"), "{shell} knows no command: {}", text(&script));
     }
 }
 

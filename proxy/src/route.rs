@@ -215,3 +215,42 @@ fn no_answer(error: LookupError) -> Refusal {
         LookupError::TooMany => Refusal { result: "lookups_exceeded", blame: Blame::App, detail: error.to_string() },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(number: u8) -> SocketAddr {
+        SocketAddr::from(([10, 77, 0, number], 8080))
+    }
+
+    /// The way to a service, or to an address that has no others behind it.
+    fn route(others: bool) -> Route {
+        Route { others, ..Route::new(SocketAddr::from(([10, 96, 0, 10], 80))) }
+    }
+
+    fn refusal(result: &'static str) -> Refusal {
+        Refusal { result, blame: Blame::Peer, detail: String::new() }
+    }
+
+    #[test]
+    fn three_endpoints_of_a_service_are_dialled_and_no_fourth() {
+        let mut service = route(true);
+        let goes_on = [1, 2, 3].map(|number| service.failed(endpoint(number), refusal("connect_failed")).is_ok());
+        assert_eq!(goes_on, [true, true, false]);
+        assert!(route(false).failed(endpoint(1), refusal("connect_failed")).is_err(), "there is no other");
+    }
+
+    #[test]
+    fn what_was_not_taken_is_tried_twice_more_while_all_of_it_is_held() {
+        for result in ["app_unreachable", "closing"] {
+            let mut service = route(true);
+            let goes_on = [1, 2, 3].map(|number| service.retry(endpoint(number), refusal(result), true).is_ok());
+            assert_eq!(goes_on, [true, true, false], "{result}");
+            assert!(route(true).retry(endpoint(1), refusal(result), false).is_err(), "{result}: not all is held");
+            // After `CLOSING` it is the same endpoint that is tried again.
+            let alone = route(false).retry(endpoint(1), refusal(result), true);
+            assert_eq!(alone.is_ok(), result == "closing", "{result}");
+        }
+    }
+}

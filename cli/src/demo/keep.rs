@@ -38,6 +38,7 @@ fn lines(stage: &Stage) -> Vec<String> {
         ("allowed", "frontend", format!("curl -s {service}")),
         ("allowed, IPv6", "frontend", format!("curl -s '{}'", stage.service_url_v6("/"))),
         ("refused: no rule", "intruder", format!("curl -sS {service}")),
+        ("refused: a backend is in no rule either", "backend-2", format!("curl -sS {service}")),
         ("refused: plaintext", "stranger", format!("curl -sS {pod}")),
         ("all processes", "system", format!("{own} status --dir {sockets}")),
         ("metrics", "backend-1", "curl -s http://127.0.0.1:15020/metrics".to_owned()),

@@ -147,8 +147,20 @@ struct Known {
     /// By pod UID.
     workloads: BTreeMap<String, api::Workload>,
     meshed: BTreeMap<IpAddr, String>,
+    /// Ids of others, told to the first who ask.
+    mistakes: BTreeMap<IpAddr, String>,
+    /// How often it was asked who is there.
+    asked: BTreeMap<IpAddr, usize>,
     hellos: BTreeMap<String, api::Hello>,
     acks: BTreeMap<String, api::Ack>,
+}
+
+impl Known {
+    /// Whose id it says is there.
+    fn tell(&mut self, address: IpAddr) -> Option<String> {
+        *self.asked.entry(address).or_default() += 1;
+        self.mistakes.remove(&address).or_else(|| self.meshed.get(&address).cloned())
+    }
 }
 
 /// A controller, at the address of the mesh's own, which must have ended.
@@ -222,6 +234,22 @@ impl OtherController {
         })
     }
 
+    /// Takes a pod for one of another account, and tells so whoever asks first about either of its addresses.
+    pub fn mistakes(&self, pod: &MeshPod, account: &str) {
+        let mut known = lock(&self.desk.known);
+        for address in pod.addresses() {
+            let right = known.meshed.get(&address).map(String::as_str).unwrap_or_default();
+            let wrong = right.replace(&pod.id_path(), &format!("/ns/{}/sa/{account}", pod.spec().namespace));
+            known.mistakes.insert(address, wrong);
+        }
+    }
+
+    /// How often it was asked who is at an address.
+    #[must_use]
+    pub fn asked(&self, address: IpAddr) -> usize {
+        lock(&self.desk.known).asked.get(&address).copied().unwrap_or_default()
+    }
+
     /// What a pod's proxy says of itself; waits for it.
     ///
     /// # Errors
@@ -282,7 +310,7 @@ impl Desk {
     fn answer(&self, address: api::Address) -> api::Answer {
         let ip = <[u8; 4]>::try_from(address.ip.as_slice()).map(IpAddr::from);
         let ip = ip.or_else(|_| <[u8; 16]>::try_from(address.ip.as_slice()).map(IpAddr::from)).ok();
-        let id = ip.and_then(|ip| lock(&self.known).meshed.get(&ip.to_canonical()).cloned());
+        let id = ip.and_then(|ip| lock(&self.known).tell(ip.to_canonical()));
         let who = match id {
             None => api::answer::Who::Unknown(api::Nobody {}),
             Some(id) => api::answer::Who::Endpoint(api::Endpoint {

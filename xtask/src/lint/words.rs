@@ -1,4 +1,5 @@
-//! Every bounded word that a process can log or count stands in docs/errors.md, in the section of its room; and no other does.
+//! Every bounded word that a process can log or count stands in docs/errors.md, in the section of its room; and no other does. Nor is a
+//! cell of a table there left empty.
 //!
 //! Called by `lint`. A word is a string of `a-z 0-9 _` in one of three places: in a function `label` (or `..._label`) that
 //! gives `&'static str`, as an argument or field that is known to be one (`SAID_BY`), or anywhere in a file that is named as
@@ -41,6 +42,8 @@ const REFUSED: &str = "Connections that CA and controller refuse";
 const SVID: &str = "SVID renewal";
 const STREAM: &str = "The proxy's stream to the controller";
 const OTHER: &str = "Other words in metrics and status";
+/// Where an empty cell says something: the process never ends with that code.
+const CODES: &str = "Exit codes of processes";
 
 const PLACES: &[Place] = &[
     whole("proxy/src/inbound.rs", &[RESULTS, OTHER]),
@@ -96,6 +99,7 @@ fn sources(root: &Path) -> Result<Vec<(String, String)>> {
 }
 
 fn compare(page: &str, sources: &[(String, String)], found: &mut Found) -> usize {
+    found.problems.extend(empty_cells(page));
     let tables = tables(page);
     let mut said: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     let mut used = vec![false; PLACES.len()];
@@ -163,6 +167,19 @@ fn tables(page: &str) -> BTreeMap<&str, BTreeSet<String>> {
     tables
 }
 
+/// Cells that say nothing: what is told is of no use without its meaning, nor without what to do.
+fn empty_cells(page: &str) -> Vec<String> {
+    let (mut heading, mut problems) = ("", Vec::new());
+    for (number, line) in page.lines().enumerate() {
+        heading = line.strip_prefix("## ").unwrap_or(heading);
+        let Some(row) = line.strip_prefix('|').and_then(|row| row.strip_suffix('|')) else { continue };
+        if heading != CODES && row.replace("\\|", "").split('|').any(|cell| cell.trim().is_empty()) {
+            problems.push(format!("{PAGE}:{}: an empty cell: {line}", number + 1));
+        }
+    }
+    problems
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -201,6 +218,18 @@ mod tests {
     fn a_word_where_nobody_expects_one_is_a_problem() {
         let text = "fn label() -> &'static str { \"good\" }";
         assert!(problems(&page(), "controller/src/elsewhere.rs", text)[0].contains("has no section"));
+    }
+
+    #[test]
+    fn a_cell_without_a_word_is_a_problem_but_where_a_process_never_ends_so() {
+        let full = "| `is not UTF-8` | a byte of it is none | `iconv \\| tee` |\n";
+        assert_eq!(empty_cells(full), Vec::<String>::new());
+        for cell in ["a byte of it is none", "`iconv \\| tee`"] {
+            let page = full.replace(cell, "");
+            let problems = empty_cells(&page);
+            assert!(problems.len() == 1 && problems[0].starts_with("docs/errors.md:1: "), "{page} {problems:?}");
+            assert_eq!(empty_cells(&format!("## {CODES}\n{page}")), Vec::<String>::new());
+        }
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Attacks on the client side, by a server that proves the right identity and lies all the same.
 
+use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,27 +16,49 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::sidecar::{ACCEPTED, CLOSING, FIN, LIMIT, OPEN, RST, Rude, UNREACHABLE, address, data, id, stolen};
+use crate::sidecar::{ACCEPTED, CLOSING, FIN, LIMIT, OPEN, RST, Rude, Torn, UNREACHABLE, address, data, id, stolen};
 use crate::world::World;
 
-/// Every link that comes to the lying server is answered with `answer`, after its `OPEN` and `DATA`; gives what was heard, by
-/// link, until nobody came for a second.
-fn liar(world: &World, port: u16, answer: Vec<u8>) -> Result<countersign_kit::Task<Result<Vec<Vec<u8>>>>> {
-    let ca = stolen(world)?;
-    let at = address(&world.unguarded, port);
-    let listener = world.unguarded.run(|| async { TcpListener::bind(at).await?.into_std() })?;
+/// Every link that comes to a lying server at any of `pods`, which are of one account, is answered with `answer`, after its `OPEN` and
+/// `DATA`, and then torn, or left to the other side; gives what was heard, by link, until nobody came for two seconds.
+fn liar(
+    world: &World,
+    pods: &[&MeshPod],
+    port: u16,
+    answer: Vec<u8>,
+    torn: Option<Torn>,
+) -> Result<countersign_kit::Task<Result<Vec<Vec<u8>>>>> {
+    let (ca, account) = (stolen(world)?, pods[0].spec().account.clone());
+    let bound = |pod: &&MeshPod| {
+        let at = address(pod, port);
+        pod.run(|| async { TcpListener::bind(at).await?.into_std() })
+    };
+    let listeners = pods.iter().map(bound).collect::<io::Result<Vec<_>>>()?;
     world.unguarded.start(move || async move {
-        let listener = TcpListener::from_std(listener)?;
-        let mut heard = Vec::new();
-        while let Ok(accepted) = timeout(Duration::from_secs(2), listener.accept()).await {
-            let mut rude = Rude::accept(accepted?.0, &ca, "unguarded").await?;
+        let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
+        let (mut heard, mut patience) = (Vec::new(), LIMIT);
+        while let Ok(accepted) = timeout(patience, whoever_comes(&listeners)).await {
+            let mut rude = Rude::accept(accepted?, &ca, &account).await?;
             ensure!(rude.hears(1).await?.is_empty(), "OPEN");
             heard.push(rude.hears(2).await?);
             rude.say(&answer).await?;
-            let _ = rude.is_cut(LIMIT).await;
+            match torn {
+                Some(torn) => rude.tear(torn).await?,
+                None => drop(rude.is_cut(LIMIT).await),
+            }
+            patience = Duration::from_secs(2);
         }
         Ok(heard)
     })
+}
+
+/// The next connection, to any of them.
+async fn whoever_comes(listeners: &[TcpListener]) -> io::Result<TcpStream> {
+    let next = poll_fn(|cx| {
+        let mut polled = listeners.iter().map(|listener| listener.poll_accept(cx));
+        polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    });
+    Ok(next.await?.0)
 }
 
 /// Serves until nobody comes for so many seconds; says how many came.
@@ -269,29 +294,45 @@ pub fn not_kept(world: &World) -> Result<()> {
 }
 
 pub fn never_twice(world: &World) -> Result<()> {
-    for (answer, tries) in [
-        (ACCEPTED.to_vec(), 1),
-        (RST.to_vec(), 1),
-        ([&ACCEPTED[..], &RST].concat(), 1),
-        ([&ACCEPTED[..], &CLOSING].concat(), 1),
-        ([&ACCEPTED[..], &data(b"half"), &CLOSING].concat(), 1),
-        ([&ACCEPTED[..], &ACCEPTED].concat(), 1),
-        (vec![5, 0, 0, 1, 9], 1),
-        (UNREACHABLE.to_vec(), 1),
-        (CLOSING.to_vec(), 3),
+    for (answer, torn, tries) in [
+        (Vec::new(), Some(Torn::Tls), 1),
+        (Vec::new(), Some(Torn::Tcp), 1),
+        (Vec::new(), Some(Torn::Reset), 1),
+        (ACCEPTED.to_vec(), Some(Torn::Tls), 1),
+        (RST.to_vec(), None, 1),
+        ([&ACCEPTED[..], &RST].concat(), None, 1),
+        ([&ACCEPTED[..], &CLOSING].concat(), None, 1),
+        ([&ACCEPTED[..], &data(b"half"), &CLOSING].concat(), None, 1),
+        ([&ACCEPTED[..], &ACCEPTED].concat(), None, 1),
+        (vec![5, 0, 0, 1, 9], None, 1),
+        (UNREACHABLE.to_vec(), None, 1),
+        (CLOSING.to_vec(), None, 3),
     ] {
         let port = world.port();
-        let liar = liar(world, port, answer.clone())?;
+        let liar = liar(world, &[&world.unguarded], port, answer.clone(), torn)?;
         let to = address(&world.unguarded, port);
-        let asked = world.frontend.start(move || ask(port, to))?;
-        if answer == ACCEPTED {
-            drop(asked); // it waits for an answer that never comes; its link is what counts
-            continue;
-        }
-        let (got, by_reset) = asked.join()?;
-        ensure!(by_reset && (got.is_empty() || got == b"half"), "{answer:x?}: {got:x?}");
+        let (got, by_reset) = world.frontend.run(|| ask(port, to))?;
+        ensure!(by_reset && (got.is_empty() || got == b"half"), "{answer:x?} {torn:?}: {got:x?}");
         let heard = liar.join()?;
-        ensure!(heard == vec![b"order: one".to_vec(); tries], "{answer:x?}: {heard:?}");
+        ensure!(heard == vec![b"order: one".to_vec(); tries], "{answer:x?} {torn:?}: {heard:?}");
+    }
+    Ok(())
+}
+
+pub fn never_elsewhere(world: &World) -> Result<()> {
+    // Of one service, so that there is another to try: two that take the bytes and go without a word.
+    let pod = |name, number| world.mesh.pod(MeshPodSpec::new(name, "torn", number).without_sidecar());
+    let (first, second) = (pod("torn-1", 28)?, pod("torn-2", 29)?);
+    let ends = Torn::ALL.map(|torn| (world.port(), torn));
+    world.mesh.service("shop", "torn", 28, &ends.map(|(port, _)| (port, port)))?;
+    world.mesh.settle(&[&world.frontend])?;
+    for (port, torn) in ends {
+        let liar = liar(world, &[&first, &second], port, Vec::new(), Some(torn))?;
+        let to = std::net::SocketAddr::from(([10, 96, 0, 28], port));
+        let (got, by_reset) = world.frontend.run(|| ask(port, to))?;
+        ensure!(by_reset && got.is_empty(), "{torn:?}: {got:x?}");
+        let heard = liar.join()?;
+        ensure!(heard == [b"order: one".to_vec()], "{torn:?}: {heard:?}");
     }
     Ok(())
 }
@@ -299,7 +340,7 @@ pub fn never_twice(world: &World) -> Result<()> {
 pub fn speaks_too_early(world: &World) -> Result<()> {
     for answer in [[&data(b"early")[..], &ACCEPTED].concat(), FIN.to_vec(), OPEN.to_vec()] {
         let port = world.port();
-        let liar = liar(world, port, answer.clone())?;
+        let liar = liar(world, &[&world.unguarded], port, answer.clone(), None)?;
         let to = address(&world.unguarded, port);
         let (got, by_reset) = world.frontend.run(|| ask(port, to))?;
         ensure!(by_reset && got.is_empty(), "{answer:x?}: {got:x?}");

@@ -35,6 +35,21 @@ pub fn data(bytes: &[u8]) -> Vec<u8> {
 /// A link on which anything may be said.
 pub struct Rude(TlsStream<TcpStream>);
 
+/// How a link may end before all was said.
+#[derive(Clone, Copy, Debug)]
+pub enum Torn {
+    /// The end of TLS, and that of TCP behind it.
+    Tls,
+    /// The end of TCP alone.
+    Tcp,
+    /// A reset.
+    Reset,
+}
+
+impl Torn {
+    pub const ALL: [Self; 3] = [Self::Tls, Self::Tcp, Self::Reset];
+}
+
 /// One frame that was heard.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -107,6 +122,16 @@ impl Rude {
     /// Ends as one should.
     pub async fn leave(mut self) {
         let _ = self.0.shutdown().await;
+    }
+
+    /// Ends so, whatever frame is due.
+    pub async fn tear(self, torn: Torn) -> Result<()> {
+        match torn {
+            Torn::Tls => self.leave().await,
+            Torn::Tcp => drop(self),
+            Torn::Reset => self.0.get_ref().0.set_zero_linger()?,
+        }
+        Ok(())
     }
 }
 

@@ -1,12 +1,23 @@
 //! Who gets in without our mutual TLS, and how soon.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use countersign_api::names::ALPN;
 use countersign_kit::mesh::{MeshPod, MeshPodSpec};
-use countersign_kit::{Inside, Pod, PodSpec};
+use countersign_kit::testca::{Leaf, LeafSpec, TestCa, careless_client};
+use countersign_kit::{Inside, Pod, PodSpec, wait_for};
+use rustls::version::TLS13;
 use serde_json::Value;
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
+use crate::explain::because;
+use crate::rules::in_time;
 use crate::stage::{PORT, SOON, Stage, at, policy, status_until};
 use crate::talk::{Echo, End, Talk, exchange};
 
@@ -93,6 +104,52 @@ pub fn unknown_source(inside: &Inside) -> Result<()> {
     Ok(())
 }
 
+/// Offers our mutual TLS with this leaf and says `OPEN`; the answer, if there is one.
+async fn offer(to: SocketAddr, leaf: Option<Leaf>) -> Result<Option<[u8; 5]>> {
+    let config = careless_client(leaf, &[&TLS13], &[ALPN])?;
+    let io = TcpStream::connect(to).await?;
+    let name = IpAddr::from([0, 0, 0, 0]).into();
+    // A TLS 1.3 client learns of its refusal after its own side of the handshake.
+    let Ok(mut tls) = timeout(SOON, TlsConnector::from(config).connect(name, io)).await? else { return Ok(None) };
+    let _ = tls.write_all(&[1, 0, 0, 0]).await;
+    let mut answer = [0; 5];
+    let heard = timeout(SOON, tls.read_exact(&mut answer)).await?;
+    Ok(heard.is_ok().then_some(answer))
+}
+
+pub fn certificates(inside: &Inside) -> Result<()> {
+    // On a busy machine too, the offer is there before its time is over.
+    let stage = Stage::with_args(inside, &["--permissive-hello-timeout", "20s"])?;
+    let to = stage.address();
+    let ca = stage.mesh.folder().join("ca");
+    let (ca, stranger) = (TestCa::stolen(&ca.join("state"), &ca.join("state.key"))?, TestCa::new("a stranger's root")?);
+    // In no rule.
+    let nobody = LeafSpec::of("spiffe://cluster.local/ns/shop/sa/nobody");
+    let line = |pod: &Pod, key: &str, word: &str| {
+        let from = format!("{}:", pod.v4());
+        let has = |line: &Value, key: &str, word: &str| line[key].as_str().is_some_and(|text| text.contains(word));
+        stage.server.access_line(|line| has(line, "source_address", &from) && has(line, key, word))
+    };
+    for (reached, (posture, number)) in [("Audit", 60), ("Off", 61)].into_iter().enumerate() {
+        stage.modes(&format!("{PERMISSIVE}, countersign.dev/posture: '{posture}'"), ["Permissive", posture, "Any"])?;
+        let unknown = stage.mesh.net().pod(PodSpec::numbered(&format!("unknown-{number}"), number))?;
+        for (leaf, why) in [(None, "no certificate"), (Some(stranger.leaf(&nobody)?), "no path to a root")] {
+            let answer = unknown.run(|| offer(to, leaf))?;
+            ensure!(answer.is_none(), "{posture}, {why}: {answer:?}");
+            let line = line(&unknown, "detail", why)?;
+            ensure!(line["result"] == "handshake_failed" && line["blame"] == "peer", "{posture}: {line}");
+        }
+        ensure!(stage.echo.greeted() == reached, "{posture}: the app was reached");
+        let leaf = ca.leaf(&nobody)?;
+        let answer = unknown.run(|| offer(to, Some(leaf)))?;
+        ensure!(answer == Some([5, 0, 0, 1, 0]), "{posture}: {answer:?}");
+        let line = line(&unknown, "security", "mutual_tls")?;
+        ensure!(line["source_id"] == nobody.uris[0].as_str(), "{posture}: {line}");
+        wait_for(SOON, "the app is reached", || stage.echo.greeted() == reached + 1)?;
+    }
+    Ok(())
+}
+
 pub fn opened_port(inside: &Inside) -> Result<()> {
     let stage = Stage::new(inside)?;
     let closed = PORT + 1;
@@ -116,8 +173,42 @@ pub fn opened_port(inside: &Inside) -> Result<()> {
     ensure!((stage.echo.greeted(), other.greeted()) == (1, 0), "a refused one reached the app");
     let results =
         |pod: &MeshPod| -> Vec<Value> { pod.access_log().iter().map(|line| line["result"].clone()).collect() };
-    stage.server.access_line(|line| line["source_address"].as_str().is_some_and(|s| s.starts_with("10.77.0.60:")))?;
+    because(&stage, &came_from(&stage, &unknown)?, "mtls is Strict, and the controller knows no workload")?;
     let results = results(&stage.server);
     ensure!(results == ["ok", "plaintext_refused", "plaintext_under_strict", "plaintext_refused"], "{results:?}");
+    Ok(())
+}
+
+/// An open connection without identities that a change must end: what the server's sidecar, which alone knows why, says of it.
+fn cut(stage: &Stage, open: &mut Talk) -> Result<Value> {
+    ensure!(open.end(SOON)? == End::Reset);
+    let source = open.local.to_string();
+    let line = stage.server.access_line(|line| line["source_address"] == source.as_str())?;
+    ensure!(line["blame"] == "policy" && line["denial_id"].is_string(), "{line}");
+    ensure!(line["security"] == "none" && line["bytes_received"] != 0, "{line}");
+    Ok(line)
+}
+
+pub fn let_in_no_longer(inside: &Inside) -> Result<()> {
+    let stage = permissive(inside)?;
+    let stranger = stage.stranger(34)?;
+    let mut ours = Talk::open(&stage.client, stage.address()).context("opening ours")?;
+
+    let mut theirs = Talk::open(&stranger, stage.address())?;
+    let written = OffsetDateTime::now_utc();
+    stage.mesh.remove_object("strangers.yaml")?;
+    let line = cut(&stage, &mut theirs)?;
+    in_time(&stage.server, &line, written, OffsetDateTime::now_utc())?;
+    ensure!(line["result"] == "no_rule_matched", "{line}");
+
+    // What only the posture lets in, a mode that no posture opens ends.
+    stage.modes(&format!("{PERMISSIVE}, countersign.dev/posture: Audit"), ["Permissive", "Audit", "Any"])?;
+    let mut theirs = Talk::open(&stranger, stage.address())?;
+    stage.modes("countersign.dev/posture: Audit", ["Strict", "Audit", "Any"])?;
+    let line = cut(&stage, &mut theirs)?;
+    ensure!(line["result"] == "plaintext_under_strict", "{line}");
+
+    ours.say("still here\n")?;
+    ours.finish()?;
     Ok(())
 }

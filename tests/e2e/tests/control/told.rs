@@ -1,12 +1,13 @@
 //! What `countersign ca rotate` tells whoever sits at the terminal: how far it is, who is missing and why; in an emergency who will be cut,
-//! and that nothing is done before the name was typed.
+//! and that nothing is done before the name was typed. And that it is told in colour on a terminal alone.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_kit::mesh::{Mesh, binary};
+use countersign_kit::testca::TestCa;
 use countersign_kit::{Inside, wait_until};
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
@@ -122,4 +123,25 @@ fn typed(mesh: &Mesh, words: &str) -> Result<(Option<i32>, String)> {
     }
     let said = said.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
     Ok((ended.with_context(|| said.clone())?.code(), said))
+}
+
+pub fn no_color(inside: &Inside) -> Result<()> {
+    let file = inside.scratch().join("a-root.pem");
+    fs::write(&file, TestCa::new("a root")?.root_pem())?;
+    for (no_color, coloured) in [(None, true), (Some(""), true), (Some("1"), false)] {
+        let terminal = openpty(None, None).context("a terminal")?;
+        let mut command = Command::new(binary("countersign")?);
+        command.args(["identity", "show"]).arg(&file).env_remove("NO_COLOR");
+        command.envs(no_color.map(|value| ("NO_COLOR", value)));
+        command.stdin(Stdio::null()).stdout(Stdio::from(terminal.slave)).status()?;
+        // All that it said is there. No end is waited for: what another test started may hold the terminal open.
+        let mut screen = File::from(terminal.master);
+        rustix::io::ioctl_fionbio(&screen, true)?;
+        let mut said = Vec::new();
+        let _ = screen.read_to_end(&mut said);
+        let said = String::from_utf8(said)?;
+        ensure!(said.contains("certificate 1 of 1: CA"), "{said}");
+        ensure!(said.contains('\u{1b}') == coloured, "NO_COLOR {no_color:?}: {said:?}");
+    }
+    Ok(())
 }

@@ -8,8 +8,8 @@ use countersign_kit::versions::{OtherController, Proxy};
 use countersign_kit::{Inside, wait_until};
 use serde_json::{Value, json};
 
-use crate::stage::{CLIENT_ID, SOON, Stage, controller_until, policy, status_until, text};
-use crate::talk::{End, Talk, exchange, refused};
+use crate::stage::{CLIENT_ID, SERVER_ID, SOON, Stage, controller_until, policy, status_until, text};
+use crate::talk::{End, Talk, account, exchange, refused};
 
 /// The feature that the rule of the stage needs, as the built controller says it.
 fn feature(rules: &[Rule]) -> Result<u32> {
@@ -138,6 +138,23 @@ pub fn newer_controller(inside: &Inside) -> Result<()> {
 
     newer.rules(&stage.server, "newer-3", vec![known])?;
     wait_until(SOON, || exchange(&stage.client, stage.address()))?;
+    Ok(())
+}
+
+/// The played controller errs about who is at an address, once: the connection that finds out asks again, and is carried.
+pub fn mistaken(inside: &Inside) -> Result<()> {
+    let stage = Stage::new(inside)?;
+    stage.mesh.stop_controller();
+    let other = OtherController::start(&stage.mesh, &[&stage.client, &stage.server])?;
+    let knows = other.hello(&stage.server)?.feature_level;
+    other.rules(&stage.server, "other-1", vec![rule("client-to-server", Action::Allow, knows, "client")])?;
+    other.rules(&stage.client, "other-1", Vec::new())?;
+    other.mistakes(&stage.server, "treasurer");
+    let local = exchange(&stage.client, stage.address())?;
+    let line = account(&stage.client, local)?;
+    ensure!(line["result"] == "ok" && line["destination_id"] == SERVER_ID, "{line}");
+    let asked = other.asked(stage.address().ip());
+    ensure!(asked == 2, "it was asked {asked} times");
     Ok(())
 }
 

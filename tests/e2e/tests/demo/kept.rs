@@ -45,7 +45,7 @@ pub fn tried() {
     let mut kept = Kept(child);
     let said = lines(&mut kept.0);
     let Some(tries) = until_kept(&mut kept.0, &said) else { return };
-    assert_eq!(tries.len(), 8, "{tries:?}");
+    assert_eq!(tries.len(), 9, "{tries:?}");
     let inside = private(kept.0.id());
     assert!(!inside.is_empty(), "it runs in no namespace of its own");
     for (what, line) in &tries {
@@ -76,7 +76,7 @@ fn check(what: &str, line: &str, tries: &[(String, String)]) {
         "allowed" | "allowed, IPv6" => {
             assert!(done.status.success() && text.starts_with("backend-") && text.contains(" got "), "{}", told());
         }
-        "refused: no rule" | "refused: plaintext" => {
+        "refused: no rule" | "refused: a backend is in no rule either" | "refused: plaintext" => {
             assert!(!done.status.success() && text.is_empty() && errors.contains("curl:"), "{}", told());
         }
         "all processes" => {
