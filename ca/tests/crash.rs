@@ -32,6 +32,16 @@ const FAMILIES: &[(&str, &[&str])] = &[
     ("bundle", &["bundle.pem", "bundle.pem.tmp"]),
 ];
 
+/// The step that is taken at each stage of a rotation, whoever is missing; where there is none it is at its end.
+type Walk = &'static [(&'static str, &'static str)];
+
+const REPLACED: Walk = &[("none", "prepare"), ("prepared", "activate/forced"), ("active", "retire/forced")];
+/// Before the new root has signed, and after.
+const GIVEN_UP: [Walk; 2] = [
+    &[("none", "prepare"), ("prepared", "abort")],
+    &[("none", "prepare"), ("prepared", "activate/forced"), ("active", "abort"), ("returning", "retire/forced")],
+];
+
 struct Place {
     dir: tempfile::TempDir,
 }
@@ -133,17 +143,13 @@ impl Place {
         Some(status["rotation"]["stage"].as_str().unwrap_or("none").to_owned())
     }
 
-    /// Takes the steps of a rotation from where it is to its end, whoever is missing. False: it died meanwhile.
-    fn rotate(&self) -> bool {
+    /// Takes the steps of a rotation from where it is to the end of the walk. False: it died meanwhile.
+    fn rotate(&self, walk: Walk) -> bool {
         loop {
-            let step = match self.stage().as_deref() {
-                None => return false,
-                Some("none") => "prepare",
-                Some("prepared" | "distributed") => "activate/forced",
-                Some("active") => "retire/forced",
-                Some("retired") => return true,
-                Some(other) => panic!("a rotation that is {other}"),
-            };
+            let Some(stage) = self.stage() else { return false };
+            // That it is held by all the CA notes by itself.
+            let stage = if stage == "distributed" { "prepared" } else { stage.as_str() };
+            let Some((_, step)) = walk.iter().find(|(at, _)| *at == stage) else { return true };
             if self.ask("POST", &format!("/rotation/{step}")).is_none() {
                 return false;
             }
@@ -164,26 +170,38 @@ impl Place {
     }
 
     /// The next start finds a rotation where anybody saw it, or one step on, and takes it to its end.
-    fn goes_on(&self, old: &str, what: &str) {
+    fn goes_on(&self, walk: Walk, old: &str, what: &str) {
+        let given_up = walk.iter().any(|(_, step)| *step == "abort");
         let seen = self.roots();
         let ended = self.run_and(&[], None, || {
             let now = self.roots();
             let stage = self.stage().unwrap();
             let wanted = match stage.as_str() {
-                "none" => now == [old],
-                "prepared" | "distributed" | "active" => now.len() == 2 && now.iter().any(|root| root == old),
+                "none" | "aborted" => now == [old],
+                "prepared" | "distributed" | "active" | "returning" => {
+                    now.len() == 2 && now.iter().any(|root| root == old)
+                }
                 _ => now.len() == 1 && now[0] != old,
             };
             assert!(wanted, "{what}: {stage}, and the bundle has {} roots", now.len());
-            assert!(now.len() != 1 || now[0] != old || seen == now, "{what}: a root that was published is gone");
-            let new = |roots: &[String]| roots.iter().find(|root| *root != old).cloned();
-            assert!(new(&seen).is_none_or(|root| now.contains(&root)), "{what}: another new root than was published");
+            if stage != "aborted" {
+                assert!(now.len() != 1 || now[0] != old || seen == now, "{what}: a root that was published is gone");
+                let new = |roots: &[String]| roots.iter().find(|root| *root != old).cloned();
+                assert!(
+                    new(&seen).is_none_or(|root| now.contains(&root)),
+                    "{what}: another new root than was published"
+                );
+            }
             assert!(seen.len() == 2 || seen[0] == old || now == seen, "{what}: the old root is back");
-            self.rotate()
+            self.rotate(walk)
         });
         assert_eq!(ended, Ended::Ready, "{what}: the next start");
         let end = self.roots();
-        assert!(end.len() == 1 && end[0] != old, "{what}: at its end the bundle has {} roots", end.len());
+        assert!(
+            end.len() == 1 && (end[0] == old) == given_up,
+            "{what}: at its end the bundle has {} roots, or the wrong one",
+            end.len()
+        );
         check_chain(&std::fs::read_to_string(self.state("audit.jsonl")).unwrap(), what);
     }
 
@@ -310,34 +328,60 @@ fn killed_at_every_call_while_the_issuer_is_renewed_the_next_start_is_whole() {
     }
 }
 
-#[test]
-fn killed_at_every_call_while_the_root_is_replaced_the_next_goes_on_with_it() {
-    if !strace() {
-        return;
-    }
+/// At each call that a walk's steps after the first `known` make to a family of files. Gives how many were hit.
+fn at_each_step(walk: Walk, known: usize, family: &str, files: &[&str]) -> usize {
     let begin = || {
         let place = Place::new();
         assert_eq!(place.run(&[], None), Ended::Ready);
         place
     };
     let mut hits = 0;
-    for (family, files) in FAMILIES {
-        let before = calls(&begin(), files);
-        let place = begin();
-        for (call, all) in calls_of(&place, files, || place.rotate()) {
-            for n in before.get(&call).copied().unwrap_or_default() + 1..=all {
-                let what = format!("killed at {call} {n} of {all} of {family}");
-                let place = begin();
-                let old = place.roots().remove(0);
-                let inject = format!("inject={call}:signal=KILL:when={n}");
-                // Which of its threads makes a call is not always the same: not each is hit.
-                hits += usize::from(place.run_and(&[], Some((&inject, files)), || place.rotate()) == Ended::Killed);
-                place.goes_on(&old, &what);
-            }
+    let place = begin();
+    let before = calls_of(&place, files, || place.rotate(&walk[..known]));
+    let place = begin();
+    for (call, all) in calls_of(&place, files, || place.rotate(walk)) {
+        for n in before.get(&call).copied().unwrap_or_default() + 1..=all {
+            let what = format!("killed at {call} {n} of {all} of {family}, {} steps", walk.len());
+            let place = begin();
+            let old = place.roots().remove(0);
+            let inject = format!("inject={call}:signal=KILL:when={n}");
+            // Which of its threads makes a call is not always the same: not each is hit.
+            hits += usize::from(place.run_and(&[], Some((&inject, files)), || place.rotate(walk)) == Ended::Killed);
+            place.goes_on(walk, &old, &what);
         }
     }
-    assert!(hits >= 20, "only {hits}");
-    println!("killed {hits} times");
+    hits
+}
+
+/// Half of the calls that so many steps make at the least: the state is written in ten, the bundle in six, a record in two.
+fn hit_enough(family: &str, hits: usize, steps: usize) {
+    let each = match family {
+        "state" => 5,
+        "bundle" => 3,
+        _ => 1,
+    };
+    assert!(hits >= each * steps, "{family}: only {hits} in {steps} steps");
+    println!("{family}: killed {hits} times");
+}
+
+#[test]
+fn killed_at_every_call_while_the_root_is_replaced_the_next_goes_on_with_it() {
+    if strace() {
+        for (family, files) in FAMILIES {
+            hit_enough(family, at_each_step(REPLACED, 0, family, files), 3);
+        }
+    }
+}
+
+#[test]
+fn killed_at_every_call_while_a_rotation_is_given_up_the_next_gives_it_up() {
+    if strace() {
+        for (family, files) in FAMILIES {
+            // The steps to there are those of a rotation.
+            let hits = [1, 2].into_iter().zip(GIVEN_UP).map(|(known, walk)| at_each_step(walk, known, family, files));
+            hit_enough(family, hits.sum(), 3);
+        }
+    }
 }
 
 #[test]

@@ -443,6 +443,21 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_has_its_word_and_the_ground_of_its_road() {
+        let words =
+            [(What::NotTls, "plaintext_refused"), (What::OtherTls, "foreign_tls_refused"), (What::Silent, "silent")];
+        for ground in [Ground::NoRules, Ground::Strict, Ground::MeshedSource, Ground::UnknownSource] {
+            for (what, word) in words {
+                let refused = match proceed(Road::Mutual(ground), &First { bytes: Vec::new(), what }) {
+                    Proceed::Refuse(refusal, ground) => Some((refusal.result, refusal.blame, ground)),
+                    Proceed::Mutual | Proceed::Plain | Proceed::Over(_) => None,
+                };
+                assert_eq!(refused, Some((word, Blame::Peer, ground)), "{what:?}");
+            }
+        }
+    }
+
+    #[test]
     fn where_both_are_taken_whatever_is_not_our_tls_is_relayed_untouched() {
         for what in [What::OtherTls, What::NotTls, What::Silent, What::Ended] {
             assert_eq!(proceeds(Road::Either, what), Some(false), "{what:?}");

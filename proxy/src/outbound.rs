@@ -355,9 +355,19 @@ mod tests {
 
     #[test]
     fn what_is_refused_has_a_ground_and_what_failed_has_none() {
-        let refused = ["unknown_destination", "no_ready_endpoint", "no_answer", "lookups_exceeded"];
-        let unproven = ["identity_mismatch", "handshake_failed", "no_svid", "svid_expired"];
-        assert!(refused.iter().chain(&unproven).all(|result| ground(result).is_some()));
+        let refused = [
+            ("unknown_destination", Ground::UnknownDestination),
+            ("no_ready_endpoint", Ground::NobodyReady),
+            ("no_answer", Ground::NoAnswer),
+            ("lookups_exceeded", Ground::TooManyAddresses),
+            ("identity_mismatch", Ground::SomebodyElse),
+            ("handshake_failed", Ground::HandshakeOut),
+            ("no_svid", Ground::OwnSvid),
+            ("svid_expired", Ground::OwnSvid),
+        ];
+        for (result, expected) in refused {
+            assert_eq!(ground(result), Some(expected), "{result}");
+        }
         let failed = ["connect_failed", "app_unreachable", "draining", "closing", "peer_gone", "tls_broken"];
         let others = ["protocol_error", "app_reset", "peer_reset", "overloaded", "bad_destination", "denied_by_peer"];
         assert!(failed.iter().chain(&others).all(|result| ground(result).is_none()));

@@ -60,6 +60,19 @@ fn repeats_carry_the_id_of_the_first_and_count() {
     // Another revision that denies it for the same reason is the same denial.
     case.rules.send_replace(Some(rules(&ALLOW.replace("80", "90"))));
     assert_eq!(case.denied(by("intruder", 80)), first);
+    // Another rule that denies it is another denial, and the first is explained by its own.
+    let deny = |name: &str| {
+        let text = ALLOW.replace("Allow", "Deny").replace("{name: frontend, ", &format!("{{name: {name}, "));
+        case.rules.send_replace(Some(rules(&text)));
+        case.denied(by("frontend", 80))
+    };
+    let (by_one, by_other) = (deny("one"), deny("other"));
+    assert_ne!(by_one, by_other);
+    for (id, rule) in [(by_one, "shop/one#0"), (by_other, "shop/other#0")] {
+        let explained = case.permits.explain(DenialId(id)).unwrap();
+        assert_eq!((explained.denial.rule.as_deref(), explained.denial.count), (Some(rule), 1));
+        assert!(explained.text.contains(rule), "{}", explained.text);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use countersign_kit::{Inside, wait_until};
 use serde_json::{Value, json};
 
+use crate::explain::because;
 use crate::stage::{SOON, Stage, controller_until, status_until};
 use crate::talk::{Talk, account, exchange, refused};
 
@@ -55,6 +56,7 @@ pub fn cold_is_refused(inside: &Inside) -> Result<()> {
     ensure!(line["result"] == "no_answer" && line["blame"] == "control_plane", "{line}");
     ensure!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&took), "{took:?}");
     ensure!(stage.echo.greeted() == 1, "the app was reached");
+    because(&stage, &line, "nobody is dialled whom the controller has not named")?;
 
     stage.mesh.start_controller()?;
     wait_until(SOON, || exchange(&stage.client, stage.address_v6()))?;

@@ -10,6 +10,7 @@ use countersign_kit::mesh::{MeshPod, MeshPodSpec};
 use countersign_kit::{Inside, wait_until};
 use serde_json::Value;
 
+use crate::explain::because;
 use crate::stage::{RULES, SOON, Stage, http, status_until, text};
 use crate::talk::{End, Talk, account, exchange, refused};
 
@@ -19,6 +20,8 @@ const SHORT: &[&str] = &["--svid-ttl", "10s"];
 const RENEWALS: u64 = 3;
 /// Between two connections.
 const PACE: Duration = Duration::from_millis(20);
+/// How a sidecar explains that it lets nobody in or out.
+const NO_SVID: &str = "this proxy has no SVID of its own that is good";
 
 fn unix_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
@@ -62,11 +65,14 @@ pub fn ca_away(inside: &Inside) -> Result<()> {
     }
     let line = refused(&stage.client, stage.address())?;
     ensure!(line["result"] == "svid_expired" && line["blame"] == "control_plane", "{line}");
+    because(&stage, &line, NO_SVID)?;
     // One whose own certificate is good meets the server's.
     let line = refused(&steady, stage.address())?;
     ensure!(line["result"] == "handshake_failed", "{line}");
+    because(&stage, &line, "the handshake of mutual TLS failed, and a meshed workload is never spoken to without")?;
     let line = stage.server.access_line(|line| line["result"] == "svid_expired")?;
     ensure!(line["direction"] == "inbound" && line["blame"] == "control_plane", "{line}");
+    because(&stage, &line, NO_SVID)?;
 
     stage.mesh.start_ca()?;
     wait_until(SOON, || exchange(&stage.client, stage.address()))?;

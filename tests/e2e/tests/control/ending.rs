@@ -9,8 +9,8 @@ use countersign_kit::Inside;
 use countersign_kit::mesh::{MeshPod, binary};
 use nix::sys::signal::Signal;
 
-use crate::stage::{SOON, Stage, admin, http, listeners_closed, signal};
-use crate::talk::{End, Talk, account, exchange, refused};
+use crate::stage::{PORT, SOON, Stage, admin, at, http, listeners_closed, signal};
+use crate::talk::{Echo, End, Talk, account, exchange, refused};
 
 /// Exit code of a drain that cut connections.
 const FORCED: i32 = 3;
@@ -57,7 +57,10 @@ pub fn drained(inside: &Inside) -> Result<()> {
 
 pub fn deadline(inside: &Inside) -> Result<()> {
     let stage = Stage::with_args(inside, &["--drain-deadline", "1s"])?;
+    let stranger = stage.stranger(34)?;
+    let _strangers = Echo::start(&stranger, PORT)?;
     let mut open = Talk::open(&stage.client, stage.address())?;
+    let mut plain = Talk::open(&stage.server, at(&stranger, PORT))?;
     let began = Instant::now();
     signal(&stage.server, Signal::SIGTERM)?;
     ensure!(open.end(SOON)? == End::Reset);
@@ -65,8 +68,14 @@ pub fn deadline(inside: &Inside) -> Result<()> {
     ensure!((Duration::from_millis(900)..Duration::from_secs(5)).contains(&took), "{took:?}");
     let status = exit(&stage.server)?;
     ensure!(status.code() == Some(FORCED), "{status}");
-    let line = stage.server.access_line(|line| line["result"] == "drain_forced")?;
-    ensure!(line["blame"] == "proxy", "{line}");
+    ensure!(plain.end(SOON)? == End::Reset);
+    let server = &stage.server;
+    let inbound = server.access_line(|line| line["direction"] == "inbound" && line["security"] == "mutual_tls")?;
+    // What has no identity as well.
+    let outbound = account(server, plain.local)?;
+    for line in [inbound, outbound] {
+        ensure!(line["result"] == "drain_forced" && line["blame"] == "proxy", "{line}");
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use countersign_kit::mesh::{MeshPod, MeshPodSpec};
 use countersign_kit::{Inside, wait_until};
 
-use crate::explain::countersign;
+use crate::explain::{because, countersign};
 use crate::stage::{CLIENT, PORT, RULES, SERVER_ID, SOON, Stage, at, policy, status_until, text};
 use crate::talk::{Echo, Talk, account, exchange, refused};
 
@@ -83,6 +83,7 @@ pub fn none_ready(inside: &Inside) -> Result<()> {
     let line = wait_until(SOON, || refused(&stage.client, SERVICE).map_err(|e| e.to_string()))?;
     ensure!(line["result"] == "no_ready_endpoint" && line["blame"] == "control_plane", "{line}");
     ensure!(line["detail"].as_str().is_some_and(|detail| detail.contains("shop/server")), "{line}");
+    because(&stage, &line, "a service is reached at its ready endpoints alone")?;
     // By its own address it is reached all the same.
     exchange(&stage.client, stage.address())?;
 

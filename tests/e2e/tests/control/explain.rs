@@ -16,6 +16,14 @@ pub fn countersign(stage: &Stage, args: &[&str]) -> Result<(Option<i32>, String)
     Ok((done.status.code(), done.text() + &done.errors()))
 }
 
+/// That a line of the access log of what was refused before a rule was asked is explained, by these words of why nothing else was taken.
+pub fn because(stage: &Stage, line: &serde_json::Value, words: &str) -> Result<()> {
+    let (code, said) = countersign(stage, &["explain", &text(line, "/denial_id")?])?;
+    let (result, words) = (format!("refused: {}", text(line, "/result")?), format!("because   {words}"));
+    ensure!(code == Some(0) && said.contains(&result) && said.contains(&words), "{result}, {words}: {code:?} {said}");
+    Ok(())
+}
+
 /// As `--kubectl` asks, in images that hold nothing else: what shows is answered, and nothing that changes is asked.
 fn asked_in_its_image(stage: &Stage, denial: &str) -> Result<()> {
     let socket = stage.server.admin_socket().display().to_string();

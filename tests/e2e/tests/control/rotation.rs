@@ -9,6 +9,8 @@ use countersign_kit::mesh::{Mesh, MeshPod, MeshPodSpec, Settings, binary};
 use countersign_kit::{Finished, Inside, Net, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::stage::{SOON, Stage, signal, text};
 use crate::talk::{Talk, exchange};
@@ -132,6 +134,7 @@ pub fn in_turn(inside: &Inside) -> Result<()> {
         }
         Ok(())
     })?;
+    by_their_own_words(&stage)?;
     // A pod that starts now needs nothing of the old root.
     let late = mesh.pod(MeshPodSpec::new("late", "client", 35))?;
     exchange(&late, stage.address())?;
@@ -150,19 +153,74 @@ pub fn in_turn(inside: &Inside) -> Result<()> {
         "{stages:?}"
     );
     ensure!(stages.iter().all(|passed| passed["forced"] == false), "{stages:?}");
-    verified(mesh, &file, &report)
+    let table = verified(mesh, &file, &report)?;
+    times_and_holders(report_of, &table)
 }
 
-/// The report is the CA's, and no other one is.
-fn verified(mesh: &Mesh, file: &str, report: &Value) -> Result<()> {
+/// What a report tells of a pod, and of the leaf that it got last.
+fn told_of<'a>(report: &'a Value, pod: &str) -> Result<(&'a Value, &'a Value)> {
+    let holder = report["holders"].as_array().into_iter().flatten().find(|holder| holder["pod"] == pod);
+    let holder = holder.with_context(|| format!("{pod} is not in {report}"))?;
+    let newest = holder["leaves"].as_array().and_then(|leaves| leaves.last());
+    Ok((holder, newest.with_context(|| format!("no leaf: {holder}"))?))
+}
+
+/// The leaf that the report tells of is the one that the sidecar says to have. Fetched anew: it may have another by now.
+fn by_their_own_words(stage: &Stage) -> Result<()> {
+    let file = stage.mesh.folder().join("again.json");
+    let file = file.to_str().context("a path")?;
+    wait_until(SOON, || {
+        let (code, report) = json(&stage.mesh, &["report", "fetch", file])?;
+        ensure!(code == 0, "{report}");
+        for pod in [&stage.client, &stage.server] {
+            let (_, leaf) = told_of(&report["report"], pod.name())?;
+            let own = pod.admin("/status")?;
+            ensure!(leaf["serial"] == own["credentials"]["serial"], "{leaf} of {own}");
+        }
+        Ok(())
+    })
+}
+
+/// When each stage was; each holder's bundle and leaf; and each as a row of the table that is printed, longer words by their first 16 letters.
+fn times_and_holders(report: &Value, table: &str) -> Result<()> {
+    let when = |at: &Value| {
+        OffsetDateTime::parse(at.as_str().unwrap_or_default(), &Rfc3339).with_context(|| format!("no time: {at}"))
+    };
+    let stages = report["rotation"]["stages"].as_array().context("no stages")?;
+    let passed = stages.iter().map(|passed| when(&passed["at"])).collect::<Result<Vec<_>>>()?;
+    let (Some(first), Some(last)) = (passed.first(), passed.last()) else { anyhow::bail!("{report}") };
+    let made = when(&report["made_at"])?;
+    // Before two of its steps it waits for 10 s.
+    ensure!(passed.is_sorted() && *last - *first >= time::Duration::seconds(20) && *last <= made, "{stages:?}");
+    let row = |words: &[String]| table.lines().any(|line| line.split_whitespace().eq(words));
+    let head = ["POD", "BUNDLE", "LEAF", "ROOT", "GOOD", "FAILED", "REPORTED"].map(str::to_owned);
+    ensure!(row(&head), "{table}");
+    for pod in ["client", "server", "controller-0"] {
+        let (holder, leaf) = told_of(report, pod)?;
+        ensure!(holder["bundle_generation"] == 3 && when(&holder["reported_at"])? >= *last, "{holder}");
+        let newest = &report["bundle_roots_sha256"][0];
+        ensure!(leaf["root_sha256"] == *newest && when(&leaf["not_after"])? >= made, "{newest}: {holder}");
+        let (name, carried) = (format!("{}/{pod}", text(holder, "/namespace")?), &holder["connections"]);
+        ensure!(carried.is_null() == (pod == "controller-0"), "{holder}");
+        let count = |what: &str| carried[what].as_u64().map_or_else(|| "-".to_owned(), |count| count.to_string());
+        let short = |what: &str| Ok::<_, anyhow::Error>(text(leaf, what)?.chars().take(16).collect::<String>());
+        let (serial, root) = (short("/serial")?, short("/root_sha256")?);
+        let words = [name, "3".to_owned(), serial, root, count("good"), count("failed"), text(holder, "/reported_at")?];
+        ensure!(row(&words), "{words:?} is no row of {table}");
+    }
+    Ok(())
+}
+
+/// The report is the CA's, and no other one is; what is printed of it.
+fn verified(mesh: &Mesh, file: &str, report: &Value) -> Result<String> {
     let bundle = mesh.bundle();
     let verify = |file: &Path| {
         let command = mesh.system().command(binary("countersign")?).args(["ca", "report", "verify"]);
         let finished = command.arg(file).arg("--bundle").arg(&bundle).finish()?;
         Ok::<_, anyhow::Error>((finished.status.code(), finished.text()))
     };
-    let (code, said) = verify(Path::new(file))?;
-    ensure!(code == Some(0) && said.contains("sa/countersign-ca has signed it"), "{said}");
+    let (code, printed) = verify(Path::new(file))?;
+    ensure!(code == Some(0) && printed.contains("sa/countersign-ca has signed it"), "{printed}");
     let changed = mesh.folder().join("changed.json");
     let mut other = report.clone();
     other["report"]["totals"]["connections_failed"] = 1.into();
@@ -173,7 +231,7 @@ fn verified(mesh: &Mesh, file: &str, report: &Value) -> Result<()> {
     let command = mesh.system().command(binary("countersign")?).args(["ca", "report", "verify", file, "--bundle"]);
     let finished = command.arg(stranger.bundle()).finish()?;
     ensure!(finished.status.code() == Some(1) && finished.text().contains("does not vouch"), "{}", finished.text());
-    Ok(())
+    Ok(printed)
 }
 
 pub fn too_early(inside: &Inside) -> Result<()> {

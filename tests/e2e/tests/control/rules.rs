@@ -17,18 +17,27 @@ const BITE: Duration = Duration::from_secs(2);
 /// Within this of the sidecar's receiving the change, what it no longer allows has ended at the other end of the mesh.
 const ENDED: time::Duration = time::Duration::SECOND;
 const OTHER: &str = "from: [{serviceAccounts: [{namespace: shop, name: other}]}]";
+const ITSELF: &str = "from: [{serviceAccounts: [{namespace: shop, name: server}]}]";
 const EVERYBODY: &str = "from: [{namespaces: [shop]}]";
 
-/// When a sidecar put this revision in force, by its own log.
-fn received(pod: &MeshPod, revision: &str) -> Result<OffsetDateTime> {
+/// When a sidecar put this revision in force, by its own log. The same rules have the same revision: they may have been in force before the
+/// change was written, too.
+fn received(pod: &MeshPod, revision: &str, written: OffsetDateTime) -> Result<OffsetDateTime> {
     let of_it = |line: &str| {
         let line: Value = serde_json::from_str(line).ok()?;
         let told = line["message"] == "controller: rules in force" && line["revision"] == revision;
-        told.then(|| line["timestamp"].as_str().map(str::to_owned))?
+        let at = OffsetDateTime::parse(line["timestamp"].as_str()?, &Rfc3339).ok()?;
+        (told && at >= written).then_some(at)
     };
     let line = pod.with_sidecar(|sidecar| sidecar.wait_for_line(SOON, |line| of_it(line).is_some()))?;
-    let at = of_it(&line).context("no timestamp")?;
-    OffsetDateTime::parse(&at, &Rfc3339).with_context(|| at.clone())
+    of_it(&line).context("it was one just now")
+}
+
+/// What a change has ended, by the line of the side that decided: soon after that sidecar received the change.
+pub fn in_time(pod: &MeshPod, line: &Value, written: OffsetDateTime, ended: OffsetDateTime) -> Result<()> {
+    let took = ended - received(pod, &text(line, "/policy_revision")?, written)?;
+    ensure!(took >= time::Duration::ZERO && took < ENDED, "it ended {took} after the sidecar received the change");
+    Ok(())
 }
 
 pub fn new_allow(inside: &Inside) -> Result<()> {
@@ -53,15 +62,16 @@ pub fn removed_rule(inside: &Inside) -> Result<()> {
     let mut theirs = wait_until(SOON, || Talk::open(&other, stage.address()))?;
     let mut ours = Talk::open(&stage.client, stage.address()).context("opening ours")?;
 
+    let written = OffsetDateTime::now_utc();
     stage.mesh.remove_object("other.yaml")?;
     ensure!(theirs.end(BITE)? == End::Reset);
     let ended = OffsetDateTime::now_utc();
     let line = stage.server.access_line(|line| line["result"] == "no_rule_matched" && line["bytes_received"] != 0)?;
-    let took = ended - received(&stage.server, &text(&line, "/policy_revision")?)?;
-    ensure!(took >= time::Duration::ZERO && took < ENDED, "it ended {took} after the sidecar received the change");
+    in_time(&stage.server, &line, written, ended)?;
     ensure!(line["denial_id"].is_string() && line["blame"] == "policy", "{line}");
     ensure!(line["source_id"] == "spiffe://cluster.local/ns/shop/sa/other", "{line}");
     ensure!(refused(&other, stage.address())?["result"] == "denied_by_peer");
+    removed_for_itself(&stage)?;
 
     let local = ours.local;
     if let Err(error) = ours.say("still here\n") {
@@ -70,6 +80,20 @@ pub fn removed_rule(inside: &Inside) -> Result<()> {
     ours.finish()?;
     ensure!(account(&stage.client, local)?["result"] == "ok");
     Ok(())
+}
+
+/// A pod that calls itself crosses no network, and its own rules bind it all the same.
+fn removed_for_itself(stage: &Stage) -> Result<()> {
+    stage.mesh.object("itself.yaml", &policy("server-to-itself", "Allow", ITSELF))?;
+    let mut own = wait_until(SOON, || Talk::open(&stage.server, stage.address()))?;
+    let written = OffsetDateTime::now_utc();
+    stage.mesh.remove_object("itself.yaml")?;
+    ensure!(own.end(BITE)? == End::Reset);
+    let ended = OffsetDateTime::now_utc();
+    let line = account(&stage.server, own.local)?;
+    ensure!(line["result"] == "no_rule_matched" && line["blame"] == "policy", "{line}");
+    ensure!(line["security"] == "local" && line["denial_id"].is_string(), "{line}");
+    in_time(&stage.server, &line, written, ended)
 }
 
 pub fn bad_file(inside: &Inside) -> Result<()> {

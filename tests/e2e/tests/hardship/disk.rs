@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_kit::mesh::{Mesh, MeshPodSpec, Settings};
-use countersign_kit::{Inside, Net, wait_for};
+use countersign_kit::{Inside, Net, wait_for, wait_until};
 
 use crate::audit::verify;
 
@@ -33,11 +33,21 @@ pub fn full(inside: &Inside) -> Result<()> {
     ensure!(healthy["alarm"] == false && healthy["writable"] == true, "{healthy}");
     ensure!(healthy["reserve_bytes"].as_u64().is_some_and(|bytes| bytes >= 14 * 1024), "{healthy}");
 
-    fill(&disk)?;
-    wait_for(SOON, "the alarm", || audit().is_ok_and(|audit| audit["alarm"] == true))?;
+    // From four fifths of the disk on, while the reserve is whole.
+    for (kib, part, alarm) in [(340, 0.6..0.8, false), (60, 0.8..0.9, true)] {
+        fill(&disk, kib)?;
+        let seen = wait_until(SOON, || {
+            let audit = audit()?;
+            ensure!(audit["room_used"].as_f64().is_some_and(|used| part.contains(&used)), "{audit}");
+            Ok(audit)
+        })?;
+        ensure!(seen["alarm"] == alarm && seen["reserve_bytes"].as_u64() >= Some(14 * 1024), "{seen}");
+    }
+    fill(&disk, 512)?;
+    wait_for(SOON, "the disk is full", || audit().is_ok_and(|audit| audit["room_used"].as_f64() > Some(0.99)))?;
     // The alarm comes before anything stops: the reserve is there, and it signs from it.
     let alarmed = audit()?;
-    ensure!(alarmed["writable"] == true && alarmed["reserve_bytes"] != 0, "{alarmed}");
+    ensure!(alarmed["alarm"] == true && alarmed["writable"] == true && alarmed["reserve_bytes"] != 0, "{alarmed}");
     ensure!(metric(&mesh, "countersign_ca_audit_alarm 1")?, "no alarm in the metrics");
     mesh.start_sidecar(&pod)?;
 
@@ -86,10 +96,10 @@ fn stops_and_says_so(mesh: &Mesh, disk: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Until nothing more goes in.
-fn fill(disk: &Path) -> Result<()> {
-    let mut filler = File::create(disk.join("filler"))?;
-    while filler.write_all(&[b'x'; 512]).is_ok() {}
+/// With so many KiB more, or until nothing more goes in.
+fn fill(disk: &Path, kib: usize) -> Result<()> {
+    let mut filler = File::options().create(true).append(true).open(disk.join("filler"))?;
+    let _ = (0..2 * kib).try_for_each(|_| filler.write_all(&[b'x'; 512]));
     Ok(())
 }
 

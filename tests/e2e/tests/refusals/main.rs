@@ -105,7 +105,7 @@ fn refused_of(world: &World, ca: &TestCa, spec: Option<&LeafSpec>, reason: &str)
         let leaf = spec.map(|spec| ca.leaf(spec)).transpose()?;
         world.stranger.run(|| async { shake(TcpStream::connect(address).await?, leaf, ALPN).await })?;
         let line = line(&world.backend1, address)?;
-        ensure!(line["result"] == "handshake_failed", "{line}");
+        ensure!(line["result"] == "handshake_failed" && line["denial_id"].is_string(), "{line}");
         ensure!(line["detail"].as_str().is_some_and(|d| d.contains(reason)), "expected {reason:?}: {line}");
     }
     Ok(())
@@ -214,7 +214,7 @@ fn garbage(world: &World) -> Result<()> {
         for address in addresses(&world.backend1, world.port()) {
             cut_off(world, bytes, address)?;
             let line = line(&world.backend1, address)?;
-            ensure!(line["result"] == result, "{bytes:x?}: {line}");
+            ensure!(line["result"] == result && line["denial_id"].is_string(), "{bytes:x?}: {line}");
         }
     }
     Ok(())
@@ -224,7 +224,8 @@ fn silent(world: &World) -> Result<()> {
     for address in addresses(&world.backend1, world.port()) {
         let took = cut_off(world, b"", address)?;
         ensure!(took < FIRST_BYTES + Duration::from_secs(3), "cut only after {took:?}");
-        ensure!(line(&world.backend1, address)?["result"] == "silent");
+        let line = line(&world.backend1, address)?;
+        ensure!(line["result"] == "silent" && line["denial_id"].is_string(), "{line}");
     }
     Ok(())
 }
@@ -363,7 +364,7 @@ fn unknown_address(world: &World) -> Result<()> {
             Ok(began.elapsed())
         })?;
         let line = line(&world.frontend, address)?;
-        ensure!(line["result"] == "unknown_destination", "{line}");
+        ensure!(line["result"] == "unknown_destination" && line["denial_id"].is_string(), "{line}");
         ensure!(took < Duration::from_secs(1), "{address}: at once, not after {took:?}: {line}");
     }
     Ok(())
