@@ -165,14 +165,21 @@ impl<'a> Namespace<'a> {
                 .replace("SECONDS", &seconds.to_string())
                 .replace("KEEP", keep),
         )?;
-        let load = Load { namespace: *self, name, seconds };
+        self.load_of(name, seconds)
+    }
+
+    /// The load of a pod that was applied in another way, once it runs.
+    ///
+    /// # Errors
+    /// kubectl's, or the load does not start.
+    pub fn load_of(&self, name: &'static str, seconds: u64) -> Result<Load<'a>> {
         until(START, "the load runs", || {
             let status = self.object(&["get", "pod", name])?["status"].clone();
             anyhow::ensure!(status["containerStatuses"][0]["started"] == true, "{status}");
             Ok(())
         })
         .map_err(|error| self.explained(error))?;
-        Ok(load)
+        Ok(Load { namespace: *self, name, seconds })
     }
 
     /// The address of the first pod with `app=NAME`.

@@ -117,6 +117,13 @@ fn injection(world: &World) -> Finding {
                 todo,
             )
         }
+        // It asks the injector first: without the sidecar no level has anything against this pod.
+        Err(CallError::Forbidden(message)) if message.contains("violates PodSecurity") => Finding::problem(
+            "injection",
+            format!("the injector is reached; in the namespace default the API server refuses the sidecar: {message}"),
+            "label each namespace that is to be meshed pod-security.kubernetes.io/enforce=privileged; default too, \
+             where this is tried",
+        ),
         Err(error) => Finding::unknown("injection", error),
     }
 }

@@ -69,6 +69,18 @@ fn the_webhook_is_reached_if_the_pod_comes_back_with_its_sidecar_or_with_the_inj
 }
 
 #[test]
+fn where_the_api_server_itself_forbids_the_sidecar_the_label_is_named() {
+    let mut world = world();
+    let message = "pods \"countersign-check-x\" is forbidden: violates PodSecurity \"baseline:latest\": non-default \
+                   capabilities (container \"countersign-intercept\" must not include \"NET_ADMIN\")";
+    world.tried_pod = Err(CallError::Forbidden(message.to_owned()));
+    let found = injection(&world);
+    assert_eq!(found.state, State::Problem);
+    assert!(found.says.contains(message), "{found:?}");
+    assert!(found.todo.unwrap().contains("pod-security.kubernetes.io/enforce=privileged"));
+}
+
+#[test]
 fn a_bad_rule_that_is_let_in_is_a_problem() {
     let mut world = world();
     for (answer, state) in [
@@ -190,6 +202,21 @@ fn a_sidecar_that_does_not_start_is_named_after_a_minute() {
     assert_eq!(sidecars(&world).state, State::Ok);
     world.date = Some("Thu, 01 Jan 1970 00:02:00 GMT".to_owned());
     assert_eq!(sidecars(&world).state, State::Problem);
+}
+
+#[test]
+fn a_sidecar_of_another_image_than_the_injectors_is_named_and_is_no_problem() {
+    let mut world = world();
+    world.pods = Ok(vec![pod("shop", true), pod("else", false)]);
+    assert_eq!(versions(&world).state, State::Unknown, "nobody says which is the right one");
+    let name = Name::new("Deployment", Some("countersign-system"), names::INJECTOR_ACCOUNT).unwrap();
+    for (image, says, todo) in [("old", "all run old", false), ("new", "1 do not run new: shop/a", true)] {
+        let args = ["--proxy-image-pull-policy=Never".to_owned(), format!("--proxy-image={image}")];
+        let injector = json!({ "spec": { "template": { "spec": { "containers": [{ "args": args }] } } } });
+        world.ours = vec![(name.clone(), Ok(Some(injector)))];
+        let found = versions(&world);
+        assert_eq!((found.state, found.says.as_str(), found.todo.is_some()), (State::Ok, says, todo));
+    }
 }
 
 #[test]

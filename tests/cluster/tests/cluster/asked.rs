@@ -1,6 +1,7 @@
 //! The CA and the controller, by what each replica answers for itself when it is asked on its admin socket.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -8,13 +9,16 @@ use countersign_cluster_tests::Beside::{Nobody, Others};
 use countersign_cluster_tests::{Cluster, Promise, until};
 use serde_json::Value;
 
-use crate::mesh::{SYSTEM, installed};
+use crate::mesh::{SYSTEM, installed, pair};
 use crate::plane::pods_of;
 
 pub const PROMISES: &[Promise] = &[
     ("the_controller_knows_the_clusters_ranges", Others, ranges),
     ("of_two_replicas_of_the_ca_that_take_a_step_at_once_one_wins", Nobody, race),
+    ("an_abort_under_way_is_ended_by_the_line_of_the_operators_page", Nobody, forced),
 ];
+
+const CA: &str = "countersign-ca";
 
 /// Asks the process in a pod of ours by its own program, as `countersign status --kubectl` does: its exit code and what it printed.
 fn ask(cluster: &Cluster, pod: &str, program: &str, words: &[&str]) -> Result<(Option<i32>, Value)> {
@@ -70,7 +74,6 @@ fn holds(range: &str, other: &str) -> Option<bool> {
 const ROUNDS: usize = 12;
 
 fn race(cluster: &Cluster) -> Result<()> {
-    const CA: &str = "countersign-ca";
     installed(cluster)?;
     let replicas = pods_of(cluster, CA)?;
     let [one, two] = &replicas[..] else { anyhow::bail!("{replicas:?}") };
@@ -121,4 +124,59 @@ fn race(cluster: &Cluster) -> Result<()> {
     }
     println!("in {ROUNDS} rounds they never met: each time one had heard of the other's step");
     Ok(())
+}
+
+fn forced(cluster: &Cluster) -> Result<()> {
+    let namespace = pair(cluster, "asked-forced")?;
+    let replicas = pods_of(cluster, CA)?;
+    let first = replicas.first().context("no replica")?;
+    let (_, before) = ask(cluster, first, CA, &["/rotation"])?;
+    let step = |step: &str| -> Result<()> {
+        let (code, said) = ask(cluster, first, CA, &["--post", &format!("/rotation/{step}")])?;
+        ensure!(code == Some(0), "{step}: {said}");
+        Ok(())
+    };
+    let all_at = |stage: &str| {
+        until(Duration::from_secs(20), &format!("all replicas are at {stage}"), || {
+            for pod in &replicas {
+                let (_, seen) = ask(cluster, pod, CA, &["/rotation"])?;
+                ensure!(seen["rotation"]["stage"] == stage, "{pod}: {seen}");
+            }
+            Ok(())
+        })
+    };
+    let done = (|| {
+        for one in ["prepare", "activate/forced", "abort"] {
+            step(one)?;
+        }
+        // Whichever of them it comes to.
+        all_at("returning")?;
+        let line = line_of_the_page()?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        cluster.kubectl(&words)
+    })();
+    if done.is_err() {
+        // Nobody else finds a rotation under way.
+        for last in ["abort", "retire/forced"] {
+            let _ = step(last);
+        }
+    }
+    let said: Value = serde_json::from_str(&done?)?;
+    ensure!(said["rotation"]["stage"] == "aborted" && said["signing_root"] == before["signing_root"], "{said}");
+    all_at("aborted")?;
+    // Whoever stood on the root that went is back by itself.
+    until(Duration::from_secs(60), "they talk again", || namespace.curl("pod/client", "http://server/"))?;
+    let retire = cluster.countersign(&["ca", "retire", "--kubectl"]).output().context("countersign")?;
+    let said = String::from_utf8_lossy(&retire.stdout);
+    ensure!(retire.status.code() == Some(1) && said.contains("no rotation is under way"), "{said}");
+    Ok(())
+}
+
+/// What docs/operations.md says to type, word for word, behind `kubectl`. Its indented lines are not run with its blocks.
+fn line_of_the_page() -> Result<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations.md");
+    let page = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let mut indented = page.lines().filter_map(|line| line.strip_prefix("    kubectl "));
+    let line = indented.find(|line| line.ends_with("/rotation/retire/forced"));
+    Ok(line.context("the page has no such line")?.to_owned())
 }

@@ -9,7 +9,7 @@ use countersign_cluster_tests::Beside::{Nobody, Others};
 use countersign_cluster_tests::{Cluster, LONGEST, Namespace, Promise, until};
 use serde_json::{Value, json};
 
-use crate::mesh::{INJECT, SYSTEM, install, install_with, installed, pair, stranger};
+use crate::mesh::{INJECT, SYSTEM, alone, install, install_with, installed, pair, stranger};
 
 pub const PROMISES: &[Promise] = &[
     ("check_finds_an_installed_mesh_in_order", Nobody, check),
@@ -131,14 +131,39 @@ fn upgrade(cluster: &Cluster) -> Result<()> {
     // Not an upgrade of a mesh that has just been made: what is there now was written by a process before.
     let before = kept(cluster)?;
     let load = namespace.load("load", "http://server/", LONGEST, false)?;
-    install_with(cluster, &["--set", "log=debug"])?;
+    tagged(cluster, "next")?;
+    install_with(cluster, &["--set", "image.tag=next"])?;
     same(&before, &kept(cluster)?)?;
-    let args = ["-n", SYSTEM, "get", "deployment", "countersign-ca", "-o", "jsonpath={..args}"];
-    ensure!(cluster.kubectl(&args)?.contains("--log=debug"), "the upgrade changed nothing");
+    // Those that go are asked for some seconds more, the injector too.
+    until(Duration::from_secs(60), "all of our own pods are of the new version", || {
+        let pods = ["-n", SYSTEM, "get", "pods", "-o", "jsonpath={.items[*].spec.containers[*].image}"];
+        let images = cluster.kubectl(&pods)?;
+        ensure!(images.split(' ').count() == 6 && images.split(' ').all(|image| image.ends_with(":next")), "{images}");
+        Ok(())
+    })?;
+    // A sidecar that is made now is a new one, and is understood by those that were there. `check` names these.
+    alone(&namespace)?;
+    let pod = namespace.object(&["get", "pod", "alone"])?;
+    ensure!(pod["spec"]["initContainers"][1]["image"] == "localhost/countersign-proxy:next", "{pod}");
+    until(Duration::from_secs(20), "it is understood", || namespace.curl("pod/alone", "http://server/"))?;
+    let said = until(Duration::from_secs(60), "all is well", || cluster.countersign_says(&["check"]))?;
+    ensure!(said.contains("do not run localhost/countersign-proxy:next: "), "{said}");
     load.end()?;
     load.nothing_failed()?;
     install(cluster)?;
     same(&before, &kept(cluster)?)
+}
+
+/// Our images by a further tag on each node: another version, as far as a cluster sees.
+fn tagged(cluster: &Cluster, tag: &str) -> Result<()> {
+    for node in ["node0", "node1"] {
+        for program in ["ca", "controller", "injector", "proxy"] {
+            let image = |tag: &str| format!("localhost/countersign-{program}:{tag}");
+            let (from, to) = (image(env!("CARGO_PKG_VERSION")), image(tag));
+            cluster.on(node, &["ctr", "--namespace", "k8s.io", "images", "tag", "--force", &from, &to])?;
+        }
+    }
+    Ok(())
 }
 
 /// What an upgrade and a restart must keep, each by a name: the roots, the CA's state and the key that seals it, the injector's certificates, and

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::Nobody;
 use countersign_cluster_tests::{Cluster, LONGEST, Namespace, Promise, throughout, until};
+use serde_json::{Value, json};
 
+use crate::guard::by_hand;
 use crate::mesh::{SYSTEM, pair, stranger};
 
 pub const PROMISES: &[Promise] = &[
@@ -34,6 +36,30 @@ pub fn under_load(namespace: &Namespace<'_>, minute: impl FnOnce() -> Result<()>
     Ok(())
 }
 
+/// The same, and new connections that need a TLS handshake each: the sidecar of their load keeps no link for the next.
+fn under_load_of_handshakes_too(namespace: &Namespace<'_>, minute: impl FnOnce() -> Result<()>) -> Result<()> {
+    const NAME: &str = "load-handshakes";
+    let mut pod = by_hand(namespace, "client", NAME)?;
+    pod["spec"]["restartPolicy"] = "Never".into();
+    pod["spec"]["containers"][0]["command"] = json!(["/app", "load", "http://server/", LONGEST.to_string(), "new"]);
+    let environment = pod["spec"]["initContainers"][1]["env"].as_array_mut().context("env")?;
+    environment.push(json!({ "name": "COUNTERSIGN_POOL_SIZE", "value": "0" }));
+    namespace.apply(&pod.to_string())?;
+    let load = namespace.load_of(NAME, LONGEST)?;
+    let done = under_load(namespace, minute);
+    load.end()?;
+    done?;
+    let good = load.nothing_failed()?["good"].as_u64().context("good")?;
+    let log = namespace.kubectl(&["logs", NAME, "-c", "countersign-proxy"])?;
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines = lines.filter(|line| line["direction"] == "outbound" && line["security"] == "mutual_tls");
+    let (new, others): (Vec<_>, Vec<_>) = lines.partition(|line| line["reused"] == false);
+    ensure!(others.is_empty(), "a link was used again: {}", others[0]);
+    // Not as many to the last one: a line comes after its connection, and may be dropped.
+    ensure!(new.len() as u64 * 2 > good, "{} connections in the log of {good}", new.len());
+    Ok(())
+}
+
 /// The same, and new connections to a server that is not meshed, in a namespace of its own.
 fn under_load_to_unmeshed_too(
     namespace: &Namespace<'_>,
@@ -42,7 +68,7 @@ fn under_load_to_unmeshed_too(
 ) -> Result<()> {
     let (_outside, url) = unmeshed(namespace.cluster, name)?;
     let load = namespace.load("load-unmeshed", &url, LONGEST, false)?;
-    let done = under_load(namespace, minute);
+    let done = under_load_of_handshakes_too(namespace, minute);
     load.end()?;
     done?;
     load.nothing_failed().map(drop)
@@ -87,7 +113,7 @@ fn ca(cluster: &Cluster) -> Result<()> {
 
 fn controller(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "outage-controller")?;
-    under_load(&namespace, || {
+    under_load_of_handshakes_too(&namespace, || {
         away(cluster, "countersign-controller", || stays_away(cluster, "countersign-controller"))?
     })
 }
@@ -212,8 +238,8 @@ fn unmeshed_for_a_while(cluster: &Cluster) -> Result<()> {
 /// When a pod's sidecar lost the controller, by its log: milliseconds since 1970.
 fn lost_controller(namespace: &Namespace<'_>, pod: &str) -> Result<u64> {
     let log = namespace.kubectl(&["logs", pod, "-c", "countersign-proxy"])?;
-    let lines: Vec<serde_json::Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let says = |line: &serde_json::Value, what: &str| line.to_string().contains(what);
+    let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let says = |line: &Value, what: &str| line.to_string().contains(what);
     let up = lines.iter().position(|line| says(line, "controller: stream is up")).context("it never had one")?;
     let lost = lines[up..].iter().find(|line| says(line, "\"controller: ") && says(line, "\"reason\""));
     let lost = lost.with_context(|| format!("it never lost it:\n{log}"))?;
