@@ -67,8 +67,18 @@ impl DialError {
     }
 }
 
-/// Connects to one address, without a deadline of its own. `mark` needs CAP_NET_ADMIN in the socket's network namespace.
+/// Connects to one address, without a deadline of its own. Refused, it tries once more, from another port: our own rules refuse a port for
+/// which an earlier connection of the app has left its translation behind (docs/decisions/0002). `mark` needs CAP_NET_ADMIN in the socket's network namespace.
 pub async fn dial(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    match dial_once(addr, mark).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        done => return done,
+    }
+    // Boxed: it is rare, and each connection's state would have a place for it.
+    Box::pin(dial_once(addr, mark)).await
+}
+
+async fn dial_once(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
     let socket = socket(addr, mark)?;
     notice_dead_peers(&socket)?;
     socket.connect(addr).await
@@ -76,7 +86,11 @@ pub async fn dial(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> 
 
 /// The same to an address of this very machine or pod, where no keepalive is needed: the kernel that would answer it is our own.
 pub async fn dial_local(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
-    socket(addr, mark)?.connect(addr).await
+    match socket(addr, mark)?.connect(addr).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        done => return done,
+    }
+    Box::pin(socket(addr, mark)?.connect(addr)).await
 }
 
 fn socket(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {

@@ -33,6 +33,10 @@ pub(super) enum Expression {
     Meta(Meta),
     /// Loads the state that connection tracking gave the packet, as bits.
     ConntrackState,
+    /// Loads what connection tracking did with the packet's connection, as bits.
+    ConntrackStatus,
+    /// Loads the port that answers come from: where the connection really went.
+    ConntrackReplySource,
     /// Loads the routing table's type of the destination address.
     FibDestinationType,
     /// Loads bytes of a header.
@@ -54,6 +58,8 @@ pub(super) enum Expression {
     Return,
     /// Ends the packet.
     Drop,
+    /// Ends the packet, and answers it with a reset.
+    Reset,
     /// Loads a port, for `Redirect`.
     Port(u16),
     /// To the port in the register, at an address of our own.
@@ -102,12 +108,13 @@ impl Expression {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Meta(_) => "meta",
-            Self::ConntrackState => "ct",
+            Self::ConntrackState | Self::ConntrackStatus | Self::ConntrackReplySource => "ct",
             Self::FibDestinationType => "fib",
             Self::Payload { .. } => "payload",
             Self::Mask(_) => "bitwise",
             Self::Equal(_) | Self::Different(_) => "cmp",
             Self::Return | Self::Drop | Self::Port(_) => "immediate",
+            Self::Reset => "reject",
             Self::Redirect => "redir",
             Self::Other(name) => name,
         }
@@ -119,6 +126,14 @@ impl Expression {
             Self::Meta(key) => numbers(w, &[REGISTER, *key as u32]),
             // NFTA_CT_DREG, _KEY = NFT_CT_STATE
             Self::ConntrackState => numbers(w, &[REGISTER, 0]),
+            // NFT_CT_STATUS
+            Self::ConntrackStatus => numbers(w, &[REGISTER, 2]),
+            // NFT_CT_PROTO_SRC, NFTA_CT_DIRECTION = IP_CT_DIR_REPLY
+            Self::ConntrackReplySource => {
+                w.number(2, 11);
+                w.number(1, REGISTER);
+                w.bytes(3, &[1]);
+            }
             // NFTA_FIB_DREG, _RESULT, _FLAGS
             Self::FibDestinationType => numbers(w, &[REGISTER, FIB_TYPE_OF_DESTINATION[0], FIB_TYPE_OF_DESTINATION[1]]),
             // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
@@ -133,6 +148,11 @@ impl Expression {
             Self::Different(value) => compare(w, 1, value),
             Self::Return => verdict(w, VERDICT_RETURN),
             Self::Drop => verdict(w, VERDICT_DROP),
+            // NFTA_REJECT_TYPE = NFT_REJECT_TCP_RST, _ICMP_CODE
+            Self::Reset => {
+                w.number(1, 1);
+                w.bytes(2, &[0]);
+            }
             // NFTA_IMMEDIATE_DREG, _DATA
             Self::Port(port) => {
                 w.number(1, REGISTER);
@@ -167,12 +187,20 @@ impl Expression {
                 _ => None,
             };
         }
+        if name == "reject" {
+            return (first == 1).then_some(Self::Reset);
+        }
         if first != REGISTER {
             return None;
         }
         match name {
             "meta" => METAS.into_iter().find(|key| data.number(2) == Some(*key as u32)).map(Self::Meta),
-            "ct" => (data.number(2)? == 0).then_some(Self::ConntrackState),
+            "ct" => match (data.number(2)?, data.find(3)) {
+                (0, None) => Some(Self::ConntrackState),
+                (2, None) => Some(Self::ConntrackStatus),
+                (11, Some([1])) => Some(Self::ConntrackReplySource),
+                _ => None,
+            },
             "fib" => {
                 ([data.number(2)?, data.number(3)?] == FIB_TYPE_OF_DESTINATION).then_some(Self::FibDestinationType)
             }
@@ -229,6 +257,8 @@ impl fmt::Display for Expression {
         match self {
             Self::Meta(key) => write!(f, "meta {key:?}"),
             Self::ConntrackState => f.write_str("ct state"),
+            Self::ConntrackStatus => f.write_str("ct status"),
+            Self::ConntrackReplySource => f.write_str("ct reply proto-src"),
             Self::FibDestinationType => f.write_str("fib daddr type"),
             Self::Payload { header, offset, length } => write!(f, "{header:?} header @{offset},{length}"),
             Self::Mask(mask) => write!(f, "& {}", hex(mask)),
@@ -236,6 +266,7 @@ impl fmt::Display for Expression {
             Self::Different(value) => write!(f, "!= {}", hex(value)),
             Self::Return => f.write_str("return"),
             Self::Drop => f.write_str("drop"),
+            Self::Reset => f.write_str("reject with tcp reset"),
             Self::Port(port) => write!(f, "port {port}"),
             Self::Redirect => f.write_str("redirect"),
             Self::Other(name) => write!(f, "[{name}: not one of ours]"),
@@ -262,12 +293,15 @@ mod tests {
         all.extend(HEADERS.map(|header| Expression::Payload { header, offset: 16, length: 4 }));
         all.extend([
             Expression::ConntrackState,
+            Expression::ConntrackStatus,
+            Expression::ConntrackReplySource,
             Expression::FibDestinationType,
             Expression::Mask(vec![255, 254, 0, 0]),
             Expression::Equal(vec![6]),
             Expression::Different(vec![2, 0, 0, 0]),
             Expression::Return,
             Expression::Drop,
+            Expression::Reset,
             Expression::Port(15006),
             Expression::Redirect,
         ]);
@@ -294,16 +328,40 @@ mod tests {
         if cfg!(target_endian = "little") {
             assert_eq!(bytes_of(&Expression::Meta(Meta::Transport)), expected);
         }
+        // `ct load proto_src => reg 1 , dir reply`
+        #[rustfmt::skip]
+        let source = [
+            40, 0, 1, 0x80,
+            7, 0, 1, 0, b'c', b't', 0, 0,
+            28, 0, 2, 0x80, 8, 0, 2, 0, 0, 0, 0, 11, 8, 0, 1, 0, 0, 0, 0, 1, 5, 0, 3, 0, 1, 0, 0, 0,
+        ];
+        // `reject type 1 code 0`
+        #[rustfmt::skip]
+        let reset = [
+            36, 0, 1, 0x80,
+            11, 0, 1, 0, b'r', b'e', b'j', b'e', b'c', b't', 0, 0,
+            20, 0, 2, 0x80, 8, 0, 1, 0, 0, 0, 0, 1, 5, 0, 2, 0, 0, 0, 0, 0,
+        ];
+        if cfg!(target_endian = "little") {
+            assert_eq!(bytes_of(&Expression::ConntrackReplySource), source);
+            assert_eq!(bytes_of(&Expression::Reset), reset);
+        }
     }
 
     #[test]
     fn what_is_not_exactly_ours_is_not_taken_for_it() {
         type Write = dyn Fn(&mut Writer);
-        let foreign: [(&str, &Write); 9] = [
-            ("meta", &|w| numbers(w, &[2, 16])),         // another register
-            ("meta", &|w| numbers(w, &[1, 11])),         // the socket's group
-            ("fib", &|w| numbers(w, &[1, 3, 2 | 8])),    // of the interface it came in by
-            ("ct", &|w| numbers(w, &[1, 3])),            // its mark
+        let foreign: [(&str, &Write); 12] = [
+            ("meta", &|w| numbers(w, &[2, 16])),      // another register
+            ("meta", &|w| numbers(w, &[1, 11])),      // the socket's group
+            ("fib", &|w| numbers(w, &[1, 3, 2 | 8])), // of the interface it came in by
+            ("ct", &|w| numbers(w, &[1, 3])),         // its mark
+            ("ct", &|w| numbers(w, &[1, 11])),        // a port, of neither direction
+            ("reject", &|w| numbers(w, &[0, 3])),     // by ICMP
+            ("ct", &|w| {
+                numbers(w, &[1, 11]);
+                w.bytes(3, &[0]); // the port that it comes from itself
+            }),
             ("payload", &|w| numbers(w, &[1, 0, 0, 6])), // the link's header
             ("cmp", &|w| compare(w, 4, &[6])),           // greater
             ("immediate", &|w| verdict(w, 1)),           // accept

@@ -114,13 +114,15 @@ fn explain(error: SocketError, steps: &[Step], family: Family) -> InterceptError
             InterceptError::NoModule { what, module: "nft_chain_nat".into() }
         }
         (Errno::NOENT | Errno::OPNOTSUPP, Step::Rule(rule)) => {
-            let module =
-                match rule.expressions.iter().map(|expression| expression.name()).find(|name| MODULES.contains(name)) {
-                    Some("fib") if family == Family::V4 => "nft_fib_ipv4".into(),
-                    Some("fib") => "nft_fib_inet".into(),
-                    Some(name) => format!("nft_{name}"),
-                    None => "nf_tables".into(),
-                };
+            let module = match rule.expressions.iter().rev().map(|last| last.name()).find(|name| MODULES.contains(name))
+            {
+                Some("fib") if family == Family::V4 => "nft_fib_ipv4".into(),
+                Some("fib") => "nft_fib_inet".into(),
+                Some("reject") if family == Family::V4 => "nft_reject_ipv4".into(),
+                Some("reject") => "nft_reject_inet".into(),
+                Some(name) => format!("nft_{name}"),
+                None => "nf_tables".into(),
+            };
             InterceptError::NoModule { what, module }
         }
         _ => InterceptError::Refused { what, errno: errno.into() },
@@ -128,7 +130,7 @@ fn explain(error: SocketError, steps: &[Step], family: Family) -> InterceptError
 }
 
 /// Expressions that may be modules of their own.
-const MODULES: [&str; 3] = ["fib", "redir", "ct"];
+const MODULES: [&str; 4] = ["fib", "redir", "ct", "reject"];
 
 fn explain_broken(error: std::io::Error) -> InterceptError {
     match Errno::from_io_error(&error) {
@@ -169,6 +171,7 @@ mod tests {
         assert!(say(step("fib"), Errno::NOENT).contains("modprobe nft_fib_inet"));
         assert!(say(step("redirect"), Errno::NOENT).contains("modprobe nft_redir"));
         assert!(say(step("invalid"), Errno::NOENT).contains("modprobe nft_ct"));
+        assert!(say(step("reject"), Errno::NOENT).contains("modprobe nft_reject_inet"));
         assert!(say(step("skuid"), Errno::NOMEM).contains("`meta skuid 1337 return`"));
         let broken = explain(SocketError::Broken(Errno::PROTONOSUPPORT.into()), &steps, Family::Both).to_string();
         assert!(broken.contains("modprobe nf_tables"), "{broken}");

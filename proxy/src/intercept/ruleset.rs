@@ -32,6 +32,12 @@ const NFPROTO_IPV6: u8 = 10;
 const LOCAL: u32 = 2;
 /// NF_CT_STATE_INVALID_BIT
 const INVALID: u32 = 1;
+/// IPS_CONFIRMED: the entry was there before this packet.
+const CONFIRMED: u32 = 1 << 3;
+/// IPS_DST_NAT: its destination is another than the packets say.
+const TRANSLATED: u32 = 1 << 5;
+/// FIN, SYN, RST and ACK, and of them SYN alone.
+const OPENING: [u8; 2] = [0x17, 0x02];
 
 /// For which versions of IP there are rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +187,7 @@ impl Rules {
 
     /// The chains, as they must be in the kernel.
     pub(super) fn chains(&self) -> Vec<Chain> {
-        vec![self.prerouting(), self.output(), strays()]
+        vec![self.prerouting(), self.output(), self.apart(), strays()]
     }
 
     /// What comes in from outside the pod, to whatever address of the pod: to the inbound listener. An address of another
@@ -212,12 +218,41 @@ impl Rules {
         if let Some(mark) = self.exempt_mark {
             rules.push(exempt("mark", Meta::Mark, mark));
         }
-        rules.extend(self.skip_outbound_ports.iter().map(|port| skip_port(*port)));
-        let networks = LOOPBACKS.iter().chain(&self.skip_outbound_cidrs);
-        let networks = networks.filter(|network| self.family == Family::Both || network.addr().is_ipv4());
-        rules.extend(networks.map(|network| skip_network(*network, self.family)));
+        rules.extend(self.skipped());
         rules.push(redirect(self.outbound_port));
         Chain::new("output", "nat", 3, -100, rules)
+    }
+
+    /// The redirect is decided once for an entry of connection tracking, and entries outlive their connections: a SYN of the same
+    /// addresses and ports meets what was decided for another sender. The proxy's own must not be translated to our listener, where it
+    /// would meet itself: it is answered with a reset, and dialled anew from another port. The app's must not pass by: it is dropped
+    /// until the entry is gone. Only SYNs are asked who sends them: a socket that was closed tells no user any more, though it
+    /// still sends what is left, so connections cannot be told apart by zones (docs/decisions/0002). Behind connection
+    /// tracking (-200), before the translation.
+    fn apart(&self) -> Chain {
+        let mut rules = vec![only_tcp(), not_opening(), fresh(), self_proof_passes()];
+        let kinds = [("skuid", Meta::SocketUid, self.exempt_uid), ("mark", Meta::Mark, self.exempt_mark)];
+        for (word, key, value) in kinds {
+            let Some(value) = value else { continue };
+            let mut expressions = vec![Expression::Meta(key), Expression::Equal(value.to_ne_bytes().to_vec())];
+            expressions.extend(redirected(self.outbound_port));
+            let text = format!("meta {word} {value} {} reject with tcp reset", redirected_text(self.outbound_port));
+            rules.push(Rule::new(text, expressions).and(Expression::Reset));
+            rules.push(exempt(word, key, value));
+        }
+        let text = format!("{} return", redirected_text(self.outbound_port));
+        rules.push(Rule::new(text, redirected(self.outbound_port)).returns());
+        rules.extend(self.skipped());
+        rules.push(Rule::new("drop", [Expression::Drop]));
+        Chain::new("apart", "filter", 3, -150, rules)
+    }
+
+    /// What the app may reach past the sidecar.
+    fn skipped(&self) -> Vec<Rule> {
+        let ports = self.skip_outbound_ports.iter().map(|port| skip_port(*port));
+        let networks = LOOPBACKS.iter().chain(&self.skip_outbound_cidrs);
+        let networks = networks.filter(|network| self.family == Family::Both || network.addr().is_ipv4());
+        ports.chain(networks.map(|network| skip_network(*network, self.family))).collect()
     }
 }
 
@@ -315,16 +350,62 @@ fn octets(address: IpAddr) -> Vec<u8> {
 /// The port on which nobody listens, at whatever address of the pod: it needs no route, never leaves the pod, and no real
 /// destination is lost by it (docs/decisions/0009).
 fn self_proof(port: u16) -> Rule {
+    let text = format!("tcp dport {} fib daddr type local redirect to :{port}", ports::SELF_PROOF);
+    Rule::new(text, to_self_proof()).and(Expression::Port(port)).and(Expression::Redirect)
+}
+
+/// There all are redirected: whoever it was decided for.
+fn self_proof_passes() -> Rule {
+    Rule::new(format!("tcp dport {} fib daddr type local return", ports::SELF_PROOF), to_self_proof()).returns()
+}
+
+fn to_self_proof() -> Vec<Expression> {
     let mut expressions = tcp().to_vec();
     expressions.extend([
         Expression::Payload { header: Header::Transport, offset: 2, length: 2 },
         Expression::Equal(ports::SELF_PROOF.to_be_bytes().to_vec()),
         Expression::FibDestinationType,
         Expression::Equal(LOCAL.to_ne_bytes().to_vec()),
-        Expression::Port(port),
     ]);
-    let text = format!("tcp dport {} fib daddr type local redirect to :{port}", ports::SELF_PROOF);
-    Rule::new(text, expressions).and(Expression::Redirect)
+    expressions
+}
+
+/// Nearly every packet ends here.
+fn not_opening() -> Rule {
+    let [among, opening] = OPENING;
+    let mut expressions = tcp().to_vec();
+    expressions.extend([
+        Expression::Payload { header: Header::Transport, offset: 13, length: 1 },
+        Expression::Mask(vec![among]),
+        Expression::Different(vec![opening]),
+    ]);
+    Rule::new("tcp flags != syn / fin,syn,rst,ack return", expressions).returns()
+}
+
+/// Nothing was decided yet: the chain `output` will.
+fn fresh() -> Rule {
+    let expressions = [
+        Expression::ConntrackStatus,
+        Expression::Mask(CONFIRMED.to_ne_bytes().to_vec()),
+        Expression::Equal(vec![0; 4]),
+    ];
+    Rule::new("ct status ! confirmed return", expressions).returns()
+}
+
+/// Its entry leads to our listener: a translation by somebody else, such as that of a service's address, is none of ours.
+fn redirected(port: u16) -> Vec<Expression> {
+    let mut expressions = vec![
+        Expression::ConntrackStatus,
+        Expression::Mask(TRANSLATED.to_ne_bytes().to_vec()),
+        Expression::Different(vec![0; 4]),
+    ];
+    expressions.extend(tcp());
+    expressions.extend([Expression::ConntrackReplySource, Expression::Equal(port.to_be_bytes().to_vec())]);
+    expressions
+}
+
+fn redirected_text(port: u16) -> String {
+    format!("ct status dnat meta l4proto tcp ct reply proto-src {port}")
 }
 
 /// The kernel takes a port to redirect to only from a register, and only behind a match on the protocol.
@@ -433,6 +514,27 @@ mod tests {
                 "ip6 daddr fd00::/13 return",
                 "ip daddr 0.0.0.0/0 return",
                 "meta l4proto tcp redirect to :15001",
+            ]
+        );
+        assert_eq!(
+            texts[2],
+            [
+                "meta l4proto != tcp return",
+                "tcp flags != syn / fin,syn,rst,ack return",
+                "ct status ! confirmed return",
+                "tcp dport 15021 fib daddr type local return",
+                "meta skuid 1337 ct status dnat meta l4proto tcp ct reply proto-src 15001 reject with tcp reset",
+                "meta skuid 1337 return",
+                "meta mark 7 ct status dnat meta l4proto tcp ct reply proto-src 15001 reject with tcp reset",
+                "meta mark 7 return",
+                "ct status dnat meta l4proto tcp ct reply proto-src 15001 return",
+                "tcp dport 25 return",
+                "ip daddr 127.0.0.0/8 return",
+                "ip6 daddr ::1/128 return",
+                "ip daddr 10.0.0.0/15 return",
+                "ip6 daddr fd00::/13 return",
+                "ip daddr 0.0.0.0/0 return",
+                "drop",
             ]
         );
     }

@@ -1,6 +1,7 @@
 //! Interception, in private namespaces: the rules judged by `nft`, by real traffic and by a hostile neighbour.
 #![allow(clippy::unwrap_used)]
 
+mod reused;
 mod rules;
 mod spoofed;
 mod strays;
@@ -21,7 +22,7 @@ fn main() {
             std::process::exit(2);
         }
     };
-    let promises = [rules::PROMISES, traffic::PROMISES, spoofed::PROMISES, strays::PROMISES].concat();
+    let promises = [rules::PROMISES, traffic::PROMISES, spoofed::PROMISES, strays::PROMISES, reused::PROMISES].concat();
     // What cannot run here is told as ignored, with the reason or the line to type; under CI that is a failure.
     let missing = there(&["ip", "nft", "nsenter", "setpriv", "bash"]).err().map(|missing| missing.to_string());
     let trials = promises.into_iter().map(|(name, promise)| {

@@ -49,6 +49,20 @@ fn nft_lists_exactly_the_rules_asked_for(inside: Inside) {
             "ip daddr 127.0.0.0/8 return",
             "ip6 daddr ::1 return",
             "meta l4proto tcp redirect to :15001",
+            "chain apart {",
+            "type filter hook output priority mangle; policy accept;",
+            "meta l4proto != tcp return",
+            "tcp flags != syn / fin,syn,rst,ack return",
+            "ct status ! confirmed return",
+            "tcp dport 15021 fib daddr type local return",
+            "meta skuid 1337 ct status dnat meta l4proto tcp ct reply proto-src 15001 reject with tcp reset",
+            "meta skuid 1337 return",
+            "meta mark 0x00000539 ct status dnat meta l4proto tcp ct reply proto-src 15001 reject with tcp reset",
+            "meta mark 0x00000539 return",
+            "ct status dnat meta l4proto tcp ct reply proto-src 15001 return",
+            "ip daddr 127.0.0.0/8 return",
+            "ip6 daddr ::1 return",
+            "drop",
             "chain strays {",
             "type filter hook input priority filter; policy accept;",
             "meta l4proto != tcp return",
@@ -69,7 +83,10 @@ fn nft_lists_exactly_the_rules_asked_for(inside: Inside) {
         .iter()
         .map(|c| (c["hook"].as_str().unwrap(), c["type"].as_str().unwrap(), c["prio"].as_i64().unwrap()))
         .collect();
-    assert_eq!(hooks, [("prerouting", "nat", -100), ("output", "nat", -100), ("input", "filter", 0)]);
+    assert_eq!(
+        hooks,
+        [("prerouting", "nat", -100), ("output", "nat", -100), ("output", "filter", -150), ("input", "filter", 0)]
+    );
 }
 
 fn skip_lists_are_rules_that_nft_understands(inside: Inside) {
@@ -113,7 +130,7 @@ fn install_replaces_ours_whole_and_leaves_others_alone(inside: Inside) {
     }
     let after = listing(net.link());
     assert_eq!(after[..before.len()], before);
-    assert_eq!(after.iter().filter(|line| line.starts_with("chain ")).count(), 1 + 3, "{after:#?}");
+    assert_eq!(after.iter().filter(|line| line.starts_with("chain ")).count(), 1 + 4, "{after:#?}");
     assert_eq!(net.link().inside(|| check(&by_mark())).unwrap(), []);
 }
 

@@ -32,7 +32,7 @@ pub fn lost_rule(inside: &Inside) -> Result<()> {
     // A table of somebody else is none of our business.
     stage.server.nft("table inet theirs {\n chain c {\n }\n}\n")?;
     stage.mesh.intercept(&stage.server, "check")?;
-    for chain in ["prerouting", "output", "strays"] {
+    for chain in ["prerouting", "output", "apart", "strays"] {
         let listed =
             stage.server.command("nft").args(["-a", "list", "chain", "inet", "countersign", chain]).succeed()?;
         let handles: Vec<&str> =
