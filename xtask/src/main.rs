@@ -8,6 +8,7 @@ mod cargo;
 mod cluster;
 mod demo;
 mod digest;
+mod fuzz;
 mod image;
 mod lint;
 mod programs;
@@ -27,6 +28,7 @@ cargo xtask bench mesh           measure side by side with the peers, write docs
                                  the sidecar)
 cargo xtask bench signing        how many SVIDs the CA signs a second and core, and nothing else (--rounds N, --seconds N)
 cargo xtask bench micro [FILTER] micro-benchmarks, compared with the last run on this machine
+cargo xtask fuzz [TARGET]        what strangers send, made up by libFuzzer: every target, or one, for 60 s each (--seconds N)
 cargo xtask cluster up|test|down a real Kubernetes cluster on this machine: start it, test on it, stop it (`build` only
                                  builds what it needs)
 cargo xtask image                container images of our programs, as files (--registry NAME, --tag TAG, --out FOLDER;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         "bench" => bench::run(&rest),
         "cluster" => cluster::run(&rest),
         "demo" => demo::run(&rest),
+        "fuzz" => fuzz::run(&rest),
         "image" => image::run(&rest),
         "test" => test::run(&rest),
         "lint" | "setup" if !rest.is_empty() => {

@@ -43,7 +43,7 @@ fn walk(root: &Path, dir: &Path, house: &mut House, pages: &mut Vec<(String, Str
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         let relative = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
         if path.is_dir() {
-            if name != "target" && name != ".git" && name != "fuzz" {
+            if name != "target" && name != ".git" {
                 house.paths.insert(format!("{relative}/"));
                 walk(root, &path, house, pages)?;
             }

@@ -29,7 +29,7 @@ const NAMED: &[Named] = &[
     },
     Named {
         name: "rcgen::",
-        only: &["ca/src/", "credentials/src/", "injector/src/certificate", "tests/", "benches/"],
+        only: &["ca/src/", "credentials/src/", "injector/src/certificate", "tests/", "benches/", "fuzz/"],
         tests: true,
     },
     Named {
@@ -70,7 +70,7 @@ pub(super) fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?.flatten() {
         let (path, name) = (entry.path(), entry.file_name());
         let hidden = name.to_string_lossy().starts_with('.');
-        if path.is_dir() && !hidden && name != "target" && name != "fuzz" {
+        if path.is_dir() && !hidden && name != "target" {
             walk(&path, files)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(path);
