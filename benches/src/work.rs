@@ -186,14 +186,10 @@ pub fn beside_others<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
 }
 
 fn spending<T>(client: &[u32], server: &[u32], work: impl FnOnce() -> Result<T>) -> Result<(T, Spent)> {
-    let (noise, start) = (Noise::now()?, Instant::now());
     let (client_before, server_before) = (usage(client)?, usage(server)?);
-    let done = work()?;
-    let spent = Spent {
-        client: usage(client)?.since(client_before),
-        server: usage(server)?.since(server_before),
-        foreign: Noise::now()?.foreign_since(noise, start.elapsed().as_secs_f64()),
-    };
+    let (done, foreign) = beside_others(work)?;
+    let spent =
+        Spent { client: usage(client)?.since(client_before), server: usage(server)?.since(server_before), foreign };
     Ok((done, spent))
 }
 

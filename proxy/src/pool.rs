@@ -46,6 +46,7 @@ pub struct Kept {
     /// The proven other end.
     pub peer: Arc<Peer>,
     since: Instant,
+    /// What the link says of its `FIN`, beside it: all that are kept are asked each millisecond while one waits.
     owes: bool,
 }
 
@@ -87,8 +88,6 @@ pub struct Pool {
 struct Shelves {
     by_key: HashMap<Key, Vec<Kept>>,
     total: usize,
-    /// So many of them owe their `FIN`.
-    owing: usize,
 }
 
 impl Pool {
@@ -111,7 +110,6 @@ impl Pool {
                 }
                 let kept = kept?;
                 shelves.total -= 1;
-                shelves.owing -= usize::from(kept.owes);
                 self.shown.dec();
                 kept
             };
@@ -134,7 +132,6 @@ impl Pool {
             let owes = link.owes_fin();
             shelf.push(Kept { link, peer, since: now, owes });
             shelves.total += 1;
-            shelves.owing += usize::from(owes);
             self.shown.inc();
             if owes {
                 self.owing.notify_one();
@@ -154,17 +151,18 @@ impl Pool {
 
     /// Sends each `FIN` that has waited long enough. How many wait still.
     pub fn settle(&self, now: Instant) -> usize {
-        let mut shelves = self.lock();
+        let (mut shelves, mut waiting) = (self.lock(), 0);
         shelves.by_key.retain(|_, shelf| {
             shelf.retain_mut(|kept| {
                 let due = kept.owes && now.saturating_duration_since(kept.since) >= FIN_WAITS;
                 kept.owes &= !due;
+                waiting += usize::from(kept.owes);
                 !due || kept.link.pay_fin()
             });
             !shelf.is_empty()
         });
         self.recount(&mut shelves);
-        shelves.owing
+        waiting
     }
 
     /// Drops what waited too long, whose credentials end, what was made with other credentials than the current, or stands on another root.
@@ -183,7 +181,6 @@ impl Pool {
 
     fn recount(&self, shelves: &mut Shelves) {
         shelves.total = shelves.by_key.values().map(Vec::len).sum();
-        shelves.owing = shelves.by_key.values().flatten().filter(|kept| kept.owes).count();
         self.shown.set(i64::try_from(shelves.total).unwrap_or(i64::MAX));
     }
 

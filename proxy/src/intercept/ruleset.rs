@@ -234,7 +234,7 @@ impl Rules {
         let kinds = [("skuid", Meta::SocketUid, self.exempt_uid), ("mark", Meta::Mark, self.exempt_mark)];
         for (word, key, value) in kinds {
             let Some(value) = value else { continue };
-            let mut expressions = vec![Expression::Meta(key), Expression::Equal(value.to_ne_bytes().to_vec())];
+            let mut expressions = sent_by(key, value);
             expressions.extend(redirected(self.outbound_port));
             let text = format!("meta {word} {value} {} reject with tcp reset", redirected_text(self.outbound_port));
             rules.push(Rule::new(text, expressions).and(Expression::Reset));
@@ -262,15 +262,8 @@ fn strays() -> Chain {
     let rules = vec![
         only_tcp(),
         not_loopback(),
-        Rule::new(
-            "ct state invalid drop",
-            [
-                Expression::ConntrackState,
-                Expression::Mask(INVALID.to_ne_bytes().to_vec()),
-                Expression::Different(vec![0; 4]),
-            ],
-        )
-        .and(Expression::Drop),
+        Rule::new("ct state invalid drop", bit(Expression::ConntrackState, INVALID, Expression::Different))
+            .and(Expression::Drop),
     ];
     Chain::new("strays", "filter", 1, 0, rules)
 }
@@ -309,15 +302,22 @@ fn not_loopback() -> Rule {
 }
 
 fn exempt(word: &str, key: Meta, value: u32) -> Rule {
-    let expressions = [Expression::Meta(key), Expression::Equal(value.to_ne_bytes().to_vec())];
-    Rule::new(format!("meta {word} {value} return"), expressions).returns()
+    Rule::new(format!("meta {word} {value} return"), sent_by(key, value)).returns()
+}
+
+fn sent_by(key: Meta, value: u32) -> Vec<Expression> {
+    vec![Expression::Meta(key), Expression::Equal(value.to_ne_bytes().to_vec())]
 }
 
 fn skip_port(port: u16) -> Rule {
+    Rule::new(format!("tcp dport {port} return"), to_port(port)).returns()
+}
+
+fn to_port(port: u16) -> Vec<Expression> {
     let mut expressions = tcp().to_vec();
     expressions.push(Expression::Payload { header: Header::Transport, offset: 2, length: 2 });
     expressions.push(Expression::Equal(port.to_be_bytes().to_vec()));
-    Rule::new(format!("tcp dport {port} return"), expressions).returns()
+    expressions
 }
 
 fn skip_network(network: IpNet, of: Family) -> Rule {
@@ -360,13 +360,8 @@ fn self_proof_passes() -> Rule {
 }
 
 fn to_self_proof() -> Vec<Expression> {
-    let mut expressions = tcp().to_vec();
-    expressions.extend([
-        Expression::Payload { header: Header::Transport, offset: 2, length: 2 },
-        Expression::Equal(ports::SELF_PROOF.to_be_bytes().to_vec()),
-        Expression::FibDestinationType,
-        Expression::Equal(LOCAL.to_ne_bytes().to_vec()),
-    ]);
+    let mut expressions = to_port(ports::SELF_PROOF);
+    expressions.extend([Expression::FibDestinationType, Expression::Equal(LOCAL.to_ne_bytes().to_vec())]);
     expressions
 }
 
@@ -384,21 +379,18 @@ fn not_opening() -> Rule {
 
 /// Nothing was decided yet: the chain `output` will.
 fn fresh() -> Rule {
-    let expressions = [
-        Expression::ConntrackStatus,
-        Expression::Mask(CONFIRMED.to_ne_bytes().to_vec()),
-        Expression::Equal(vec![0; 4]),
-    ];
+    let expressions = bit(Expression::ConntrackStatus, CONFIRMED, Expression::Equal);
     Rule::new("ct status ! confirmed return", expressions).returns()
+}
+
+/// One bit of what is loaded, beside zero.
+fn bit(of: Expression, bit: u32, beside: fn(Vec<u8>) -> Expression) -> Vec<Expression> {
+    vec![of, Expression::Mask(bit.to_ne_bytes().to_vec()), beside(vec![0; 4])]
 }
 
 /// Its entry leads to our listener: a translation by somebody else, such as that of a service's address, is none of ours.
 fn redirected(port: u16) -> Vec<Expression> {
-    let mut expressions = vec![
-        Expression::ConntrackStatus,
-        Expression::Mask(TRANSLATED.to_ne_bytes().to_vec()),
-        Expression::Different(vec![0; 4]),
-    ];
+    let mut expressions = bit(Expression::ConntrackStatus, TRANSLATED, Expression::Different);
     expressions.extend(tcp());
     expressions.extend([Expression::ConntrackReplySource, Expression::Equal(port.to_be_bytes().to_vec())]);
     expressions
@@ -420,122 +412,4 @@ fn tcp() -> [Expression; 2] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rules() -> Rules {
-        Rules {
-            family: Family::Both,
-            inbound_port: 15006,
-            outbound_port: 15001,
-            health_port: 15020,
-            exempt_uid: Some(1337),
-            exempt_mark: None,
-            skip_inbound_ports: Vec::new(),
-            skip_outbound_ports: Vec::new(),
-            skip_outbound_cidrs: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn rules_that_would_turn_the_proxy_on_itself_are_refused() {
-        assert_eq!(rules().judge(), Ok(()));
-        assert_eq!(Rules { exempt_uid: None, ..rules() }.judge(), Err(BadRules::NoExemption));
-        assert_eq!(Rules { exempt_uid: None, exempt_mark: Some(1337), ..rules() }.judge(), Ok(()));
-        assert_eq!(Rules { exempt_uid: Some(0), ..rules() }.judge(), Err(BadRules::Everybody("user")));
-        assert_eq!(Rules { exempt_mark: Some(0), ..rules() }.judge(), Err(BadRules::Everybody("mark")));
-        for ports in [[0, 1, 2], [1, 1, 2], [1, 2, 2], [1, 2, 1]] {
-            let [inbound_port, outbound_port, health_port] = ports;
-            let bad = Rules { inbound_port, outbound_port, health_port, ..rules() };
-            assert_eq!(bad.judge(), Err(BadRules::Ports), "{ports:?}");
-        }
-    }
-
-    #[test]
-    fn skip_lists_are_bounded() {
-        let full = Rules { skip_outbound_ports: (1..=128).collect(), ..rules() };
-        assert_eq!(full.judge(), Ok(()));
-        let over = Rules { skip_outbound_ports: (1..=129).collect(), ..rules() };
-        assert_eq!(over.judge(), Err(BadRules::TooMany("outbound ports")));
-    }
-
-    #[test]
-    fn the_port_of_the_self_proof_cannot_be_skipped() {
-        let skipped = Rules { skip_inbound_ports: vec![22, 15021], ..rules() };
-        assert_eq!(skipped.judge(), Err(BadRules::SelfProof));
-    }
-
-    #[test]
-    fn without_ipv6_no_rule_speaks_of_it() {
-        let v4 = Rules {
-            family: Family::V4,
-            skip_outbound_cidrs: vec!["fd00::/8".parse().unwrap(), "10.0.0.0/8".parse().unwrap()],
-            ..rules()
-        };
-        let rules: Vec<_> = v4.chains().into_iter().flat_map(|chain| chain.rules).collect();
-        assert!(
-            rules
-                .iter()
-                .all(|rule| !rule.text.contains("ip6") && !rule.expressions.contains(&Expression::Meta(Meta::Family)))
-        );
-        assert!(rules.iter().any(|rule| rule.text == "ip daddr 10.0.0.0/8 return"));
-    }
-
-    #[test]
-    fn each_skipped_thing_is_a_rule_of_its_own_before_the_redirect() {
-        let rules = Rules {
-            skip_inbound_ports: vec![22],
-            skip_outbound_ports: vec![25],
-            skip_outbound_cidrs: vec![
-                "10.1.2.3/15".parse().unwrap(),
-                "fd00::/13".parse().unwrap(),
-                "0.0.0.0/0".parse().unwrap(),
-            ],
-            exempt_mark: Some(7),
-            ..rules()
-        };
-        let texts: Vec<Vec<String>> =
-            rules.chains().into_iter().map(|chain| chain.rules.into_iter().map(|rule| rule.text).collect()).collect();
-        assert_eq!(
-            texts[0][3..],
-            ["tcp dport 15020 return", "tcp dport 22 return", "meta l4proto tcp redirect to :15006"]
-        );
-        assert_eq!(
-            texts[1],
-            [
-                "meta l4proto != tcp return",
-                "tcp dport 15021 fib daddr type local redirect to :15001",
-                "meta skuid 1337 return",
-                "meta mark 7 return",
-                "tcp dport 25 return",
-                "ip daddr 127.0.0.0/8 return",
-                "ip6 daddr ::1/128 return",
-                "ip daddr 10.0.0.0/15 return",
-                "ip6 daddr fd00::/13 return",
-                "ip daddr 0.0.0.0/0 return",
-                "meta l4proto tcp redirect to :15001",
-            ]
-        );
-        assert_eq!(
-            texts[2],
-            [
-                "meta l4proto != tcp return",
-                "tcp flags != syn / fin,syn,rst,ack return",
-                "ct status ! confirmed return",
-                "tcp dport 15021 fib daddr type local return",
-                "meta skuid 1337 ct status dnat meta l4proto tcp ct reply proto-src 15001 reject with tcp reset",
-                "meta skuid 1337 return",
-                "meta mark 7 ct status dnat meta l4proto tcp ct reply proto-src 15001 reject with tcp reset",
-                "meta mark 7 return",
-                "ct status dnat meta l4proto tcp ct reply proto-src 15001 return",
-                "tcp dport 25 return",
-                "ip daddr 127.0.0.0/8 return",
-                "ip6 daddr ::1/128 return",
-                "ip daddr 10.0.0.0/15 return",
-                "ip6 daddr fd00::/13 return",
-                "ip daddr 0.0.0.0/0 return",
-                "drop",
-            ]
-        );
-    }
-}
+mod tests;

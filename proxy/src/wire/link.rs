@@ -245,7 +245,7 @@ impl Link {
             if let Some(error) = broken {
                 self.records.seal_alert(error, &mut self.out);
                 // Best effort.
-                let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
+                let _ = self.out.try_flush(&self.io);
                 return Err(error.into());
             }
             if !self.ended && at < sealed.len() {

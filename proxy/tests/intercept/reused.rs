@@ -1,7 +1,7 @@
 //! Addresses and ports that the app and the proxy use one after the other (docs/decisions/0002).
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use countersign_kit::{Inside, Namespace};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::Promise;
-use crate::support::{SOON, Stage, any, both, by_mark};
+use crate::support::{SOON, Stage, any, both, by_mark, listener};
 
 pub const PROMISES: &[Promise] = &[
     ("the_proxy_does_not_meet_itself_on_a_port_that_the_app_had", the_proxy_does_not_meet_itself),
@@ -34,16 +34,7 @@ struct Server {
 
 impl Server {
     fn start(place: &Namespace, address: SocketAddr, word: &'static str) -> Self {
-        let listener = place.inside(|| {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-            if address.is_ipv6() {
-                socket.set_only_v6(false).unwrap();
-            }
-            socket.set_reuse_address(true).unwrap();
-            socket.bind(&address.into()).unwrap();
-            socket.listen(16).unwrap();
-            TcpListener::from(socket)
-        });
+        let listener = listener(place, address);
         let resets = Arc::new(AtomicBool::new(false));
         let now = Arc::clone(&resets);
         std::thread::spawn(move || {
@@ -112,6 +103,18 @@ impl Scene {
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionReset, "{target}");
         self.peer.resets(false);
     }
+
+    /// Whom they meet who dial next: the first on what the app left, the second on what the proxy left.
+    fn meet(&self, next: [Option<u32>; 2], whom: [&str; 2]) {
+        for target in both(&self.stage.pod, 8080) {
+            self.app_is_refused(target);
+            assert_eq!(self.ask(target, next[0], SOON).unwrap(), whom[0], "{target}");
+        }
+        for target in both(&self.stage.neighbour, 80) {
+            self.proxy_is_refused(target);
+            assert_eq!(self.ask(target, next[1], SOON).unwrap(), whom[1], "{target}");
+        }
+    }
 }
 
 fn the_proxy_does_not_meet_itself(inside: Inside) {
@@ -138,24 +141,9 @@ fn the_app_does_not_pass_by(inside: Inside) {
 fn without_the_apart_chain_both_would_happen(inside: Inside) {
     let scene = Scene::new(inside);
     scene.stage.pod.nft("flush chain inet countersign apart").unwrap();
-    for target in both(&scene.stage.pod, 8080) {
-        scene.app_is_refused(target);
-        assert_eq!(scene.ask(target, MARK, SOON).unwrap(), "listener", "{target}");
-    }
-    for target in both(&scene.stage.neighbour, 80) {
-        scene.proxy_is_refused(target);
-        assert_eq!(scene.ask(target, APP, SOON).unwrap(), "peer", "{target}");
-    }
+    scene.meet([MARK, APP], ["listener", "peer"]);
 }
 
 fn each_kind_may_use_its_own_ports_again(inside: Inside) {
-    let scene = Scene::new(inside);
-    for target in both(&scene.stage.pod, 8080) {
-        scene.app_is_refused(target);
-        assert_eq!(scene.ask(target, APP, SOON).unwrap(), "listener", "{target}");
-    }
-    for target in both(&scene.stage.neighbour, 80) {
-        scene.proxy_is_refused(target);
-        assert_eq!(scene.ask(target, MARK, SOON).unwrap(), "peer", "{target}");
-    }
+    Scene::new(inside).meet([APP, MARK], ["listener", "peer"]);
 }

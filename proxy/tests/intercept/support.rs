@@ -60,16 +60,7 @@ pub struct Seen {
 
 /// Listens on a port of both families, or on one address. Says `word` to each connection, then ends it.
 pub fn listen(place: &Namespace, address: SocketAddr, word: &'static str) -> Receiver<Seen> {
-    let listener = place.inside(|| {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-        if address.is_ipv6() {
-            socket.set_only_v6(false).unwrap();
-        }
-        socket.set_reuse_address(true).unwrap();
-        socket.bind(&address.into()).unwrap();
-        socket.listen(1024).unwrap();
-        TcpListener::from(socket)
-    });
+    let listener = listener(place, address);
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         while let Ok((mut stream, source)) = listener.accept() {
@@ -81,6 +72,19 @@ pub fn listen(place: &Namespace, address: SocketAddr, word: &'static str) -> Rec
         }
     });
     receiver
+}
+
+pub fn listener(place: &Namespace, address: SocketAddr) -> TcpListener {
+    place.inside(|| {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        if address.is_ipv6() {
+            socket.set_only_v6(false).unwrap();
+        }
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket.listen(1024).unwrap();
+        TcpListener::from(socket)
+    })
 }
 
 /// On every address of both families.
