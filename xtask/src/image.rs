@@ -99,9 +99,10 @@ pub fn static_programs<'p>(packages: impl IntoIterator<Item = &'p str>) -> Resul
 }
 
 /// What rustc is told for a static program. Where this C library can read them, the places that a program corrects as it starts (it lies at an address that
-/// nobody foresees) are told by a bit each and not by 24 bytes: half a megabyte less, all of which is read.
+/// nobody foresees) are told by a bit each and not by 24 bytes: half a megabyte less, all of which is read. Functions that are said to be cold lie together,
+/// so that they are not read beside others (a linker that cannot do that says so, and goes on).
 fn static_flags(libc: Option<(u32, u32)>) -> Vec<&'static str> {
-    let mut flags = vec!["-Ctarget-feature=+crt-static"];
+    let mut flags = vec!["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,-z,keep-text-section-prefix"];
     flags.extend((libc >= Some(PACKED_RELOCATIONS)).then_some("-Clink-arg=-Wl,-z,pack-relative-relocs"));
     flags
 }
@@ -156,10 +157,9 @@ mod tests {
 
     #[test]
     fn relocations_are_packed_only_where_the_c_library_reads_them() {
-        assert_eq!(static_flags(Some((2, 36))).len(), 2);
-        assert_eq!(static_flags(Some((3, 0))).len(), 2);
-        assert_eq!(static_flags(Some((2, 35))).len(), 1);
-        assert_eq!(static_flags(None).len(), 1);
+        let packs = |libc| static_flags(libc).iter().any(|flag| flag.contains("pack-relative-relocs"));
+        assert!(packs(Some((2, 36))) && packs(Some((3, 0))));
+        assert!(!packs(Some((2, 35))) && !packs(None));
         assert!(libc_version().is_some_and(|version| version >= (2, 0)), "{:?}", libc_version());
     }
 

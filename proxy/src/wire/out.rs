@@ -50,8 +50,11 @@ impl Out {
             self.bytes = SPARE.take();
         }
         let end = self.end + length;
-        if self.bytes.len() < end {
-            self.bytes.resize(end.max(ROOM), 0);
+        if self.bytes.is_empty() {
+            // Zeros as the kernel gives them: pages that nothing was written to take no memory.
+            self.bytes = vec![0; end.max(ROOM)];
+        } else if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
         }
         &mut self.bytes[self.end..end]
     }
