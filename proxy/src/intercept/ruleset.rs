@@ -230,7 +230,7 @@ impl Rules {
     /// still sends what is left, so connections cannot be told apart by zones (docs/decisions/0002). Behind connection
     /// tracking (-200), before the translation.
     fn apart(&self) -> Chain {
-        let mut rules = vec![only_tcp(), not_opening(), fresh(), self_proof_passes()];
+        let mut rules = vec![not_opening(), only_tcp(), fresh(), self_proof_passes()];
         let kinds = [("skuid", Meta::SocketUid, self.exempt_uid), ("mark", Meta::Mark, self.exempt_mark)];
         for (word, key, value) in kinds {
             let Some(value) = value else { continue };
@@ -259,12 +259,9 @@ impl Rules {
 /// Packets that connection tracking cannot place pass by the redirect, and would meet the app's own listening port, whose
 /// reset ends the peer's connection (docs/decisions/0002). Nobody misses them: what matters is sent again.
 fn strays() -> Chain {
-    let rules = vec![
-        only_tcp(),
-        not_loopback(),
-        Rule::new("ct state invalid drop", bit(Expression::ConntrackState, INVALID, Expression::Different))
-            .and(Expression::Drop),
-    ];
+    // Nearly every packet ends at the first.
+    let placed = Rule::new("ct state ! invalid return", bit(Expression::ConntrackState, INVALID, Expression::Equal));
+    let rules = vec![placed.returns(), only_tcp(), not_loopback(), Rule::new("drop", [Expression::Drop])];
     Chain::new("strays", "filter", 1, 0, rules)
 }
 

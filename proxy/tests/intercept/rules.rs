@@ -51,8 +51,8 @@ fn nft_lists_exactly_the_rules_asked_for(inside: Inside) {
             "meta l4proto tcp redirect to :15001",
             "chain apart {",
             "type filter hook output priority mangle; policy accept;",
-            "meta l4proto != tcp return",
             "tcp flags != syn / fin,syn,rst,ack return",
+            "meta l4proto != tcp return",
             "ct status ! confirmed return",
             "tcp dport 15021 fib daddr type local return",
             "meta skuid 1337 ct status dnat meta l4proto tcp ct reply proto-src 15001 reject with tcp reset",
@@ -65,9 +65,10 @@ fn nft_lists_exactly_the_rules_asked_for(inside: Inside) {
             "drop",
             "chain strays {",
             "type filter hook input priority filter; policy accept;",
+            "ct state ! invalid return",
             "meta l4proto != tcp return",
             "iifname \"lo\" return",
-            "ct state invalid drop",
+            "drop",
         ]
     );
     let json = net.link().command("nft").args(["-j", "list", "ruleset"]).succeed().unwrap();
@@ -177,7 +178,7 @@ fn check_tells_every_difference(inside: Inside) {
     assert_eq!(differences("add chain inet countersign output { policy drop; }").len(), 1);
     // A rule that looks like ours but lets more through.
     assert_eq!(
-        differences("flush chain inet countersign strays; add rule inet countersign strays meta l4proto != tcp return; add rule inet countersign strays iifname \"lo*\" return; add rule inet countersign strays ct state invalid drop").len(),
+        differences("flush chain inet countersign strays; add rule inet countersign strays ct state ! invalid return; add rule inet countersign strays meta l4proto != tcp return; add rule inet countersign strays iifname \"lo*\" return; add rule inet countersign strays drop").len(),
         1
     );
 }
@@ -192,7 +193,7 @@ fn where_there_is_no_ipv6_a_table_of_ipv4_does_the_same(inside: Inside) {
     assert_eq!(net.link().inside(|| check(&rules)).unwrap(), []);
     let lines = listing(net.link());
     assert_eq!(lines[0], "table ip countersign {");
-    for expected in ["fib daddr type != local return", "ip daddr 10.1.0.0/16 return", "ct state invalid drop"] {
+    for expected in ["fib daddr type != local return", "ip daddr 10.1.0.0/16 return", "ct state ! invalid return"] {
         assert!(lines.iter().any(|line| line == expected), "{expected} in {lines:#?}");
     }
     assert!(!lines.iter().any(|line| line.contains("ip6")), "{lines:#?}");

@@ -93,8 +93,8 @@ fn each_skipped_thing_is_a_rule_of_its_own_before_the_redirect() {
     assert_eq!(
         texts[2],
         [
-            "meta l4proto != tcp return",
             "tcp flags != syn / fin,syn,rst,ack return",
+            "meta l4proto != tcp return",
             "ct status ! confirmed return",
             "tcp dport 15021 fib daddr type local return",
             "meta skuid 1337 ct status dnat meta l4proto tcp ct reply proto-src 15001 reject with tcp reset",
