@@ -65,7 +65,7 @@ pub struct RunNoise {
     pub work: String,
     /// Processors that others kept busy meanwhile, on average.
     pub foreign: f64,
-    /// Whether it counts. One counts though it is noisy where repeating did not help.
+    /// Whether it counts. One counts though it is noisy where repeating did not help, or where nothing is repeated (the curve, signing).
     pub counts: bool,
 }
 

@@ -367,7 +367,7 @@ fn trust(text: &mut String, results: &Results) {
         let _ = writeln!(
             text,
             "- Others kept {median:.2} processors busy during a run (median; {most:.2} at most). A run with over {:.2} was thrown away and repeated, \
-             {} times; {} runs of {} count although they stayed noisy.",
+             {} times; {} runs of {} count although they were noisy.",
             noise.limit,
             noise.thrown_away(),
             kept_noisy,

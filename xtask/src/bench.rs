@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -54,7 +55,9 @@ pub fn run(args: &[String]) -> Result<u8> {
     // The short form is for correctness: it takes what is quick to build.
     let short = rest.iter().any(|arg| arg == "--short");
     println!("Building (profile {}) ...", if short { "dev" } else { "dist, static, as images hold it" });
+    let began = Instant::now();
     let binaries = if short { quick_programs()? } else { image::static_programs(PACKAGES)? };
+    println!("Built in {:.0} s", began.elapsed().as_secs_f64());
     envoy(&cargo::target_dir()?.join("bench-peers"));
     let mut bench = Command::new(binaries.join("countersign-bench"));
     bench.arg("mesh").args(rest).env("COUNTERSIGN_BIN_DIR", &binaries).env("COUNTERSIGN_BENCH_COMMIT", commit());
