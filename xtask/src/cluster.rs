@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cargo::TestProgram;
 use crate::programs::{self, For};
+use crate::report::said;
 use crate::test::test_command;
 use crate::{cargo, image, statics, suite};
 
@@ -295,8 +296,4 @@ fn kit(built: &Path, script: &str, args: &[String], limit: Duration) -> Result<(
         Some(status) => bail!("tests/cluster/kit/{script}: {status}\n{output}"),
         None => bail!("tests/cluster/kit/{script}: no end after {} s\n{output}", limit.as_secs()),
     }
-}
-
-fn said(what: &str, began: Instant) {
-    println!("   {what} ({:.1} s)", began.elapsed().as_secs_f64());
 }

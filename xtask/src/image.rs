@@ -157,9 +157,12 @@ mod tests {
 
     #[test]
     fn relocations_are_packed_only_where_the_c_library_reads_them() {
-        let packs = |libc| static_flags(libc).iter().any(|flag| flag.contains("pack-relative-relocs"));
-        assert!(packs(Some((2, 36))) && packs(Some((3, 0))));
-        assert!(!packs(Some((2, 35))) && !packs(None));
+        let always = ["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,-z,keep-text-section-prefix"];
+        let packed = [&always[..], &["-Clink-arg=-Wl,-z,pack-relative-relocs"]].concat();
+        assert_eq!(static_flags(Some((2, 36))), packed);
+        assert_eq!(static_flags(Some((3, 0))), packed);
+        assert_eq!(static_flags(Some((2, 35))), always);
+        assert_eq!(static_flags(None), always);
         assert!(libc_version().is_some_and(|version| version >= (2, 0)), "{:?}", libc_version());
     }
 

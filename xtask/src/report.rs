@@ -1,6 +1,6 @@
 //! What was run, what came of it, and how long it took: the one place that prints steps and the summary.
 //!
-//! Called by `test`. It must never turn a step that did not run into one that passed.
+//! Called by `test`; `cluster` and `bench` tell their own steps by it. It must never turn a step that did not run into one that passed.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -109,6 +109,11 @@ impl Report {
 fn counts(tally: Tally) -> String {
     let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
     format!("{} passed, {} failed{skipped}", tally.passed, tally.failed)
+}
+
+/// A step outside a test run that is done, and how long it took.
+pub fn said(what: &str, began: Instant) {
+    println!("   {what} ({:.1} s)", began.elapsed().as_secs_f64());
 }
 
 fn seconds(time: Duration) -> String {

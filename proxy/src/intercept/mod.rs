@@ -142,21 +142,8 @@ fn explain_broken(error: std::io::Error) -> InterceptError {
 
 #[cfg(test)]
 mod tests {
+    use super::ruleset::tests::rules;
     use super::*;
-
-    fn rules() -> Rules {
-        Rules {
-            family: Family::Both,
-            inbound_port: 15006,
-            outbound_port: 15001,
-            health_port: 15020,
-            exempt_uid: Some(1337),
-            exempt_mark: None,
-            skip_inbound_ports: Vec::new(),
-            skip_outbound_ports: Vec::new(),
-            skip_outbound_cidrs: Vec::new(),
-        }
-    }
 
     #[test]
     fn errors_name_what_to_do() {

@@ -409,4 +409,4 @@ fn tcp() -> [Expression; 2] {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -58,7 +58,7 @@ pub struct Seen {
     pub source: SocketAddr,
 }
 
-/// Listens on a port of both families, or on one address. Says `word` to each connection, then ends it.
+/// Says `word` to each connection, then ends it.
 pub fn listen(place: &Namespace, address: SocketAddr, word: &'static str) -> Receiver<Seen> {
     let listener = listener(place, address);
     let (sender, receiver) = channel();
@@ -74,6 +74,7 @@ pub fn listen(place: &Namespace, address: SocketAddr, word: &'static str) -> Rec
     receiver
 }
 
+/// Listens on a port of both families, or on one address.
 pub fn listener(place: &Namespace, address: SocketAddr) -> TcpListener {
     place.inside(|| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();

@@ -1,6 +1,7 @@
 use super::*;
 
-fn rules() -> Rules {
+/// What most pods have: nothing skipped, the proxy known by its user.
+pub fn rules() -> Rules {
     Rules {
         family: Family::Both,
         inbound_port: 15006,
