@@ -63,9 +63,9 @@ impl Report {
         println!("   {name}: {word}, {} ({})", counts(tally), seconds(began.elapsed()));
     }
 
-    /// Remembers why something failed, for the end of the run.
+    /// Remembers why something failed, for the end of the run: in its first line what, behind it what was said of it.
     pub fn failure(&mut self, what: &str) {
-        self.notes.push(format!("failed: {what}"));
+        self.notes.push(format!("failed: {}", what.replace('\n', "\n    ")));
     }
 
     /// A step, suite or test that did not run, and why. Counted by the caller's tally through [`Report::skip_tally`].

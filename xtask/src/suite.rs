@@ -16,13 +16,17 @@ use crate::report::Tally;
 pub struct Ran {
     /// Its counts; `skipped` holds what it ignored.
     pub tally: Tally,
-    /// Names of the tests that failed.
-    pub failures: Vec<String>,
+    /// Tests that failed, each with what it said of that.
+    pub failures: Vec<(String, String)>,
     /// Tests that did not run, each with its reason.
     pub skips: Vec<(String, String)>,
     /// All it printed.
     pub output: String,
 }
+
+/// So many lines of what a failed test said are told once more at the end, from its first and from its last: in front is what failed, and behind it what
+/// others said of it.
+const SAID: usize = 16;
 
 /// How long a program may go on after its own end because a child of its holds the pipe open.
 const STRAGGLERS: Duration = Duration::from_secs(2);
@@ -62,7 +66,7 @@ pub fn capture(mut command: Command, limit: Duration, live: bool) -> Result<(Str
 impl Ran {
     fn fail(&mut self, why: String) {
         self.tally.failed += 1;
-        self.failures.push(why);
+        self.failures.push((why, String::new()));
     }
 }
 
@@ -127,6 +131,9 @@ fn read(output: &str) -> Ran {
     let mut told = Tally::default();
     let mut confessed: Vec<&str> = Vec::new();
     for line in output.lines() {
+        if line.starts_with("test result: ") || ["successes:", "failures:"].contains(&line) {
+            test = "";
+        }
         if let Some(counts) = line.strip_prefix("test result: ") {
             ran.tally.passed += count(counts, "passed");
             ran.tally.failed += count(counts, "failed");
@@ -137,7 +144,7 @@ fn read(output: &str) -> Ran {
                 "ok" => told.passed += 1,
                 "FAILED" => {
                     told.failed += 1;
-                    ran.failures.push(name.trim().to_owned());
+                    ran.failures.push((name.trim().to_owned(), String::new()));
                 }
                 _ => {
                     if let Some(reason) = ignored(rest) {
@@ -151,13 +158,31 @@ fn read(output: &str) -> Ran {
         } else if ["SKIPPED", "NOT RUN"].iter().any(|word| line.starts_with(word)) && !confessed.contains(&test) {
             confessed.push(test);
             ran.skips.push((test.to_owned(), line.to_owned()));
+        } else if let Some((_, said)) = ran.failures.iter_mut().find(|(name, _)| name == test) {
+            said.push_str(line);
+            said.push('\n');
         }
+    }
+    for (_, said) in &mut ran.failures {
+        *said = shortened(said);
     }
     ran.tally.add(told);
     let skipped = confessed.len().min(ran.tally.passed);
     ran.tally.passed -= skipped;
     ran.tally.skipped += skipped;
     ran
+}
+
+/// The first and the last lines.
+fn shortened(said: &str) -> String {
+    let lines: Vec<_> = said.trim().lines().collect();
+    match lines.len().checked_sub(2 * SAID) {
+        None | Some(0) => lines.join("\n"),
+        Some(more) => {
+            let (first, last) = (lines[..SAID].join("\n"), lines[lines.len() - SAID..].join("\n"));
+            format!("{first}\n({more} lines)\n{last}")
+        }
+    }
 }
 
 /// Why a test was ignored: libtest says `ignored, REASON`, libtest-mimic `ignored (REASON)`, both `ignored` where there is none.
@@ -211,12 +236,29 @@ mod tests {
              test f ... ignored (redis-cli, nginx not found; type: sudo apt-get (...))\n",
         );
         assert_eq!(ran.tally, Tally { passed: 1, failed: 1, skipped: 3 });
-        assert_eq!(ran.failures, ["c"]);
+        assert_eq!(ran.failures, [("c".to_owned(), String::new())]);
         let why = ["needs root", "no reason given", "redis-cli, nginx not found; type: sudo apt-get (...)"];
         assert_eq!(
             ran.skips,
             ["d", "e", "f"].map(String::from).into_iter().zip(why.map(String::from)).collect::<Vec<_>>()
         );
+    }
+
+    /// Whoever has the end of the output alone has the reason.
+    #[test]
+    fn what_a_failed_test_said_is_told_with_its_name_and_is_bounded() {
+        // libtest's form, and that of libtest-mimic.
+        for kind in [" stdout", ""] {
+            let ran = read(&format!(
+                "test a ... ok\ntest b ... FAILED\ntest c ... FAILED\n\nsuccesses:\n\n---- a{kind} ----\nfine\n\n\
+                 successes:\n    a\n\nfailures:\n\n---- b{kind} ----\nb broke\nhere\n\n---- c{kind} ----\n{}\n\n\
+                 failures:\n    b\n    c\n\ntest result: FAILED. 1 passed; 2 failed; 0 ignored\n\nthe longest:\n",
+                (1..=40).map(|n| n.to_string()).collect::<Vec<_>>().join("\n"),
+            ));
+            assert_eq!(ran.failures[0], ("b".to_owned(), "b broke\nhere".to_owned()));
+            let lines: Vec<_> = ran.failures[1].1.lines().collect();
+            assert_eq!((lines.len(), lines[15], lines[16], lines[17], lines[32]), (33, "16", "(8 lines)", "25", "40"));
+        }
     }
 
     #[test]
@@ -254,7 +296,7 @@ mod tests {
     fn a_program_that_hangs_is_killed_and_failed() {
         let ran = run(shell("exec sleep 600"), Duration::from_millis(300), false).unwrap();
         assert_eq!(ran.tally.failed, 1);
-        assert!(ran.failures[0].contains("killed"), "{:?}", ran.failures);
+        assert!(ran.failures[0].0.contains("killed"), "{:?}", ran.failures);
     }
 
     #[test]

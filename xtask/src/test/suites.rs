@@ -49,8 +49,8 @@ impl Run {
         if ran.tally.failed > 0 && !live {
             println!("{}", ran.output);
         }
-        for failure in &ran.failures {
-            self.report.failure(&format!("{name}: {failure}"));
+        for (test, said) in &ran.failures {
+            self.report.failure(format!("{name}: {test}\n{said}").trim_end());
         }
         for (test, reason) in &ran.skips {
             self.report.skipped(&format!("{name}: {test}"), reason);
