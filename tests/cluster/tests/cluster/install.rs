@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use countersign_cluster_tests::Beside::{Nobody, Others};
@@ -133,6 +133,7 @@ fn demo(cluster: &Cluster) -> Result<()> {
 
 fn upgrade(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "install-upgrade")?;
+    long_lived(cluster)?;
     // Not an upgrade of a mesh that has just been made: what is there now was written by a process before.
     let before = kept(cluster)?;
     let load = namespace.load("load", "http://server/", LONGEST, false)?;
@@ -171,25 +172,31 @@ fn tagged(cluster: &Cluster, tag: &str) -> Result<()> {
     Ok(())
 }
 
-/// What an upgrade and a restart must keep, each by a name: the roots, the CA's state and the key that seals it, the injector's certificates, and
-/// whom the API server believes to be the injector, in each of its webhooks.
-pub fn kept(cluster: &Cluster) -> Result<Vec<(String, Value)>> {
-    let mut kept = Vec::new();
-    for (kind, name) in [
-        ("configmap", "countersign-bundle"),
-        ("secret", "countersign-ca-state"),
-        ("secret", "countersign-ca-key"),
-        ("secret", "countersign-injector-tls"),
-    ] {
-        let mut object = cluster.object(&["-n", SYSTEM, "get", kind, name])?;
-        if let Some(data) = object["data"].as_object_mut() {
-            // Which processes sign now: another one after each restart.
-            data.remove("ca.replicas");
-        }
-        ensure!(object["data"].as_object().is_some_and(|data| !data.is_empty()), "{name} is empty");
-        kept.push((format!("{kind} {name}"), object["data"].clone()));
-        kept.push((format!("uid of {kind} {name}"), object["metadata"]["uid"].clone()));
+/// What a restart of the CA must keep, each by a name: the roots, its state, and the key that seals it.
+pub fn kept_by_ca(cluster: &Cluster) -> Result<Vec<(String, Value)>> {
+    let objects =
+        [("configmap", "countersign-bundle"), ("secret", "countersign-ca-state"), ("secret", "countersign-ca-key")];
+    let kept = objects.into_iter().map(|(kind, name)| object(cluster, kind, name));
+    Ok(kept.collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// What an object of ours holds, and which one it is.
+fn object(cluster: &Cluster, kind: &str, name: &str) -> Result<[(String, Value); 2]> {
+    let mut object = cluster.object(&["-n", SYSTEM, "get", kind, name])?;
+    if let Some(data) = object["data"].as_object_mut() {
+        // Which processes sign now: another one after each restart.
+        data.remove("ca.replicas");
     }
+    ensure!(object["data"].as_object().is_some_and(|data| !data.is_empty()), "{name} is empty");
+    let (data, uid) = (object["data"].clone(), object["metadata"]["uid"].clone());
+    Ok([(format!("{kind} {name}"), data), (format!("uid of {kind} {name}"), uid)])
+}
+
+/// What an upgrade must keep: what the CA does, the injector's certificates, and whom the API server believes to be the injector, in each of its
+/// webhooks.
+pub fn kept(cluster: &Cluster) -> Result<Vec<(String, Value)>> {
+    let mut kept = kept_by_ca(cluster)?;
+    kept.extend(object(cluster, "secret", "countersign-injector-tls")?);
     for (kind, name) in [
         ("mutatingwebhookconfiguration", "countersign-injector"),
         ("validatingwebhookconfiguration", "countersign-policies"),
@@ -204,6 +211,20 @@ pub fn kept(cluster: &Cluster) -> Result<Vec<(String, Value)>> {
         }
     }
     Ok(kept)
+}
+
+/// Waits until none of the injector's certificates ends soon: those of a promise that made them live for a minute are dropped as they end.
+fn long_lived(cluster: &Cluster) -> Result<()> {
+    let ring = r#"go-template={{index .data "ring.json" | base64decode}}"#;
+    until(Duration::from_secs(90), "the injector's certificates live for long", || {
+        // Its keys are in there too: of what is read, only the ends may be said.
+        let ring = cluster.kubectl(&["-n", SYSTEM, "get", "secret", "countersign-injector-tls", "-o", ring])?;
+        let ring: Value = serde_json::from_str(&ring).ok().context("the ring is no JSON")?;
+        let ends: Vec<_> = ring["pairs"].as_array().into_iter().flatten().map(|pair| pair["ends"].as_u64()).collect();
+        let soon = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 600;
+        ensure!(!ends.is_empty() && ends.iter().all(|end| *end > Some(soon)), "{ends:?}");
+        Ok(())
+    })
 }
 
 /// Names what is another.

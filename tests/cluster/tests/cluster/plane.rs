@@ -7,7 +7,7 @@ use countersign_cluster_tests::Beside::{Nobody, Others};
 use countersign_cluster_tests::{Cluster, LONGEST, Namespace, Promise, throughout, until};
 use serde_json::Value;
 
-use crate::install::{kept, same};
+use crate::install::{kept, kept_by_ca, same};
 use crate::mesh::{INJECT, SYSTEM, install, install_with, installed, meshed, pair};
 
 pub const PROMISES: &[Promise] = &[
@@ -47,19 +47,19 @@ fn bundle(cluster: &Cluster, namespace: &str) -> Result<String> {
 
 fn restarted_ca(cluster: &Cluster) -> Result<()> {
     let namespace = pair(cluster, "plane-restart")?;
-    let before = kept(cluster)?;
+    let before = kept_by_ca(cluster)?;
     // Both at once: nobody is left who could tell a new one.
     let ours =
         ["-n", SYSTEM, "delete", "pods", "-l", "app.kubernetes.io/name=countersign-ca", "--force", "--grace-period=0"];
     cluster.kubectl(&ours)?;
     cluster.kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/countersign-ca", "--timeout=120s"])?;
-    same(&before, &kept(cluster)?)?;
+    same(&before, &kept_by_ca(cluster)?)?;
     // It signs again: a sidecar that starts now gets its SVID before it is ready, and whoever has an older one takes it for what it is.
     namespace.apply(LATER)?;
     namespace.ready("pod/later")?;
     let answer = namespace.curl("pod/later", "http://server/")?;
     ensure!(answer.starts_with("hello from server"), "{answer}");
-    same(&before, &kept(cluster)?)
+    same(&before, &kept_by_ca(cluster)?)
 }
 
 const LATER: &str = r"
