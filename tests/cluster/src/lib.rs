@@ -8,10 +8,11 @@ mod namespace;
 mod wait;
 
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::sync::RwLock;
 
 pub use cluster::Cluster;
 pub use namespace::{LONGEST, Load, Namespace};
@@ -55,6 +56,7 @@ pub fn run(promises: &[Promise]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // First come, first served, unlike the standard library's: promises have their turns in the order of the list.
     let turns: &'static RwLock<()> = Box::leak(Box::default());
     let took: &'static Mutex<Vec<(f64, &str)>> = Box::leak(Box::default());
     let running: &'static Mutex<Vec<(Instant, &str)>> = Box::leak(Box::default());
@@ -65,8 +67,8 @@ pub fn run(promises: &[Promise]) -> ExitCode {
             let cluster = cluster.ok_or_else(|| Failed::from("no cluster"))?;
             // A test that panicked has taken nothing away that the next one would not notice by itself.
             let (_shared, _alone) = match beside {
-                Beside::Others => (Some(turns.read().unwrap_or_else(PoisonError::into_inner)), None),
-                Beside::Nobody => (None, Some(turns.write().unwrap_or_else(PoisonError::into_inner))),
+                Beside::Others => (Some(turns.blocking_read()), None),
+                Beside::Nobody => (None, Some(turns.blocking_write())),
             };
             let began = Instant::now();
             running.lock().unwrap_or_else(PoisonError::into_inner).push((began, name));
