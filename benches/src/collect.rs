@@ -17,6 +17,8 @@ use crate::wrk::Check;
 
 /// p99.9 is told only from so many samples on.
 pub const ENOUGH: u64 = 10_000;
+/// Bytes of a MiB, as memory is told.
+pub(crate) const MIB: f64 = 1024.0 * 1024.0;
 
 /// A whole run.
 #[derive(Serialize)]

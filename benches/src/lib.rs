@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod app;
+pub mod bars;
 pub mod collect;
 pub mod decision;
 pub mod growth;

@@ -1,4 +1,4 @@
-//! The report: a table for people, JSON for programs, plots for both, and the figures beside the bars that we set ourselves.
+//! The report: a table for people, JSON for programs, plots for both.
 //!
 //! Called by `run`. In docs/performance.md only what stands between the two marks is replaced; what people wrote around it stays. It
 //! must never print a ratio of figures from two runs.
@@ -7,13 +7,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 
-use crate::collect::{PeerResults, Results};
+use crate::bars::judge;
+use crate::collect::{MIB, PeerResults, Results};
 use crate::plot::{Axis, Bar, Scale, Series, bars, lines};
-use crate::signing::Signing;
 
-const MIB: f64 = 1024.0 * 1024.0;
 /// What a first run puts around its figures.
 const INTRODUCTION: &str = "\
 # Performance
@@ -22,179 +20,6 @@ What the mesh costs, beside others in the same places, measured in one run by `c
 from machine to machine, the ratios between rows of one run do.
 
 ";
-
-/// One of our own bars (issue 4), as a ratio to a peer or as an absolute figure.
-struct Target {
-    what: &'static str,
-    figure: Source,
-    beside: Option<&'static str>,
-    bar: f64,
-    /// What would be far better; not every bar has one.
-    moonshot: Option<f64>,
-    /// Whether less is better.
-    less: bool,
-    unit: &'static str,
-}
-
-/// Where a figure is from.
-#[derive(Clone, Copy)]
-enum Source {
-    /// One of the rounds' figures, by its name.
-    Rounds(&'static str),
-    /// Measured once, or made of several.
-    Alone(fn(&Results, &PeerResults) -> Option<f64>),
-}
-
-impl Source {
-    fn of(self, results: &Results, peer: &PeerResults) -> Option<f64> {
-        match self {
-            Self::Rounds(name) => peer.median(name),
-            Self::Alone(figure) => figure(results, peer),
-        }
-    }
-
-    /// Of each turn that both took, one beside the other.
-    fn ratios(self, ours: &PeerResults, base: &PeerResults) -> Vec<f64> {
-        let Self::Rounds(name) = self else { return Vec::new() };
-        let (Some(ours), Some(base)) = (ours.figures.get(name), base.figures.get(name)) else { return Vec::new() };
-        ours.rounds.iter().zip(&base.rounds).map(|(ours, base)| ours / base).collect()
-    }
-}
-
-const fn ratio(what: &'static str, figure: Source, bar: f64, moonshot: f64, less: bool) -> Target {
-    Target { what, figure, beside: Some("relay"), bar, moonshot: Some(moonshot), less, unit: "x" }
-}
-
-const TARGETS: [Target; 13] = [
-    ratio("p50 at 1,000 req/s", Source::Rounds("rate.p50_ms"), 1.05, 0.8, true),
-    ratio("p99 at 1,000 req/s", Source::Rounds("rate.p99_ms"), 1.05, 0.8, true),
-    ratio("CPU per 10,000 requests at that rate", Source::Rounds("rate.cpu"), 1.1, 0.8, true),
-    ratio("max requests/s, 64 connections", Source::Rounds("full.per_s"), 0.97, 1.3, false),
-    ratio("new connections/s", Source::Rounds("fresh.per_s"), 1.1, 1.4, false),
-    Target { moonshot: None, ..ratio("CPU per 10,000 new connections", Source::Rounds("fresh.cpu"), 0.85, 0.85, true) },
-    Target {
-        beside: Some("envoy-tcp"),
-        ..ratio("bulk, one stream down: CPU per GB", Source::Rounds("down1.cpu"), 0.85, 0.7, true)
-    },
-    Target {
-        beside: Some("envoy-tcp"),
-        ..ratio("bulk, one stream up: CPU per GB", Source::Rounds("up1.cpu"), 0.85, 0.7, true)
-    },
-    Target { beside: None, unit: "MiB", ..ratio("one idle sidecar, RSS", Source::Alone(idle_rss), 8.0, 5.0, true) },
-    Target {
-        beside: None,
-        unit: "KiB",
-        ..ratio("one idle connection, both sidecars, PSS", Source::Alone(held_pss), 24.0, 8.0, true)
-    },
-    Target {
-        beside: None,
-        unit: "us",
-        ..ratio("a decision with 10,000 rules, 20 of the workload", Source::Alone(decision), 2.0, 0.3, true)
-    },
-    Target {
-        beside: None,
-        unit: "/s",
-        ..ratio(
-            "SVIDs signed per second and core, RS256 tokens (Kubernetes' own)",
-            Source::Alone(signing_rsa),
-            4000.0,
-            8000.0,
-            false,
-        )
-    },
-    Target {
-        beside: None,
-        unit: "/s",
-        ..ratio("SVIDs signed per second and core, ES256 tokens", Source::Alone(signing_p256), 4000.0, 8000.0, false)
-    },
-];
-
-fn decision(results: &Results, _: &PeerResults) -> Option<f64> {
-    results.decision.map(|decision| decision.allowed_ns / 1000.0)
-}
-
-fn signing_rsa(results: &Results, _: &PeerResults) -> Option<f64> {
-    signing(results, "RS256")
-}
-
-fn signing_p256(results: &Results, _: &PeerResults) -> Option<f64> {
-    signing(results, "ES256")
-}
-
-fn signing(results: &Results, tokens: &str) -> Option<f64> {
-    results.signing.iter().find(|signing| signing.tokens == tokens).map(Signing::per_core_second)
-}
-
-fn idle_rss(_: &Results, peer: &PeerResults) -> Option<f64> {
-    peer.idle.map(|idle| idle.client.rss.max(idle.server.rss) as f64 / MIB)
-}
-
-fn held_pss(_: &Results, peer: &PeerResults) -> Option<f64> {
-    peer.per_connection(|memory| memory.pss).map(|bytes| bytes / 1024.0)
-}
-
-/// How a bar was met.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Judged {
-    /// The figure.
-    pub what: &'static str,
-    /// A ratio of medians, or with its unit.
-    pub ours: f64,
-    /// The lowest and the highest ratio of two turns side by side.
-    pub turns: Option<[f64; 2]>,
-    /// Beside whom.
-    pub beside: Option<&'static str>,
-    /// To be reached.
-    pub bar: f64,
-    /// Better than the bar by this share of it; negative: missed.
-    pub margin: f64,
-    /// In words.
-    pub verdict: String,
-}
-
-/// Our own figures beside the bars, as far as they were measured.
-#[must_use]
-pub fn judge(results: &Results) -> Vec<Judged> {
-    TARGETS.iter().filter_map(|target| judge_one(results, target)).collect()
-}
-
-fn peer<'a>(results: &'a Results, name: &str) -> Option<&'a PeerResults> {
-    results.peers.iter().find(|peer| peer.name == name)
-}
-
-fn judge_one(results: &Results, target: &Target) -> Option<Judged> {
-    let us = peer(results, "countersign")?;
-    let own = target.figure.of(results, us)?;
-    let (ours, turns) = match target.beside {
-        Some(name) => {
-            let base = peer(results, name)?;
-            let mut turns = target.figure.ratios(us, base);
-            turns.sort_unstable_by(f64::total_cmp);
-            (own / target.figure.of(results, base)?, turns)
-        }
-        None => (own, Vec::new()),
-    };
-    let margin = |bar: f64| if target.less { (bar - ours) / bar } else { (ours - bar) / bar };
-    let mut verdict = match (margin(target.bar), target.moonshot.map(margin)) {
-        (missed, _) if missed < 0.0 => format!("missed by {:.0}%", -missed * 100.0),
-        (_, Some(moon)) if moon >= 0.0 => "met, moonshot too".to_owned(),
-        _ => "met".to_owned(),
-    };
-    let turns = turns.first().zip(turns.last()).map(|(low, high)| [*low, *high]);
-    // Turns on both sides of the bar: the machine moves more than the figures are apart.
-    if turns.is_some_and(|[low, high]| low < target.bar && target.bar < high) {
-        verdict.push_str("; turns on both sides of the bar");
-    }
-    Some(Judged {
-        what: target.what,
-        ours,
-        turns,
-        beside: target.beside,
-        bar: target.bar,
-        margin: margin(target.bar),
-        verdict,
-    })
-}
 
 /// The whole report, Markdown.
 #[must_use]
@@ -246,15 +71,16 @@ fn targets(text: &mut String, results: &Results) {
     text.push_str(
         "## Countersign beside its bars\n\n| figure | Countersign | each turn by itself | bar | |\n| --- | --- | --- | --- | --- |\n",
     );
-    for (judged, target) in judged.iter().filter_map(|j| Some((j, TARGETS.iter().find(|t| t.what == j.what)?))) {
-        let (unit, beside) = (target.unit, judged.beside.map(|name| format!(" {name}")).unwrap_or_default());
-        let sign = if target.less { "at most" } else { "at least" };
+    for judged in judged {
+        let (unit, beside) = (judged.unit, judged.beside.map(|name| format!(" {name}")).unwrap_or_default());
+        let sign = if judged.less { "at most" } else { "at least" };
         let digits = match unit {
             "x" | "us" => 2,
             "/s" => 0,
             _ => 1,
         };
-        let turns = judged.turns.map_or_else(|| "-".to_owned(), |[low, high]| format!("{low:.2}-{high:.2}"));
+        let turns =
+            judged.turns.map_or_else(|| "-".to_owned(), |[low, high]| format!("{low:.digits$}-{high:.digits$}"));
         let _ = writeln!(
             text,
             "| {} | {:.digits$} {unit}{beside} | {turns} | {sign} {:.digits$} {unit} | {} |",
@@ -510,55 +336,7 @@ fn draw(folder: &Path, results: &Results) -> Result<Vec<(&'static str, &'static 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn results(ours: f64, relay: f64) -> Results {
-        let peer = |name: &str, value: f64| {
-            let mut peer = PeerResults { name: name.into(), ..PeerResults::default() };
-            peer.figures.entry("rate.p50_ms".into()).or_default().add(value);
-            peer.figures.entry("full.per_s".into()).or_default().add(value);
-            peer
-        };
-        Results {
-            machine: crate::machine::Machine::this(),
-            began: "2026-11-21T10:00:00Z".into(),
-            took: 60.0,
-            rounds: 1,
-            turns: 1,
-            sizes: crate::work::Sizes::SHORT,
-            peers: vec![peer("relay", relay), peer("countersign", ours)],
-            generator: Vec::new(),
-            generator_unchecked: None,
-            signing: Vec::new(),
-            decision: None,
-            noise: crate::collect::NoiseReport::default(),
-        }
-    }
-
-    #[test]
-    fn a_bar_is_met_or_missed_by_the_ratio_of_one_run() {
-        let verdicts =
-            |ours, relay| judge(&results(ours, relay)).into_iter().map(|judged| judged.verdict).collect::<Vec<_>>();
-        assert_eq!(verdicts(1.0, 1.0), ["met", "met"]);
-        assert_eq!(verdicts(0.7, 1.0), ["met, moonshot too", "missed by 28%"]);
-        assert_eq!(verdicts(2.1, 1.0), ["missed by 100%", "met, moonshot too"]);
-    }
-
-    /// A median beside a bar says little where single turns lie on both sides of it.
-    #[test]
-    fn turns_on_both_sides_of_a_bar_are_told() {
-        let mut results = results(1.0, 1.0);
-        for (peer, turns) in results.peers.iter_mut().zip([[1.0, 1.0], [1.01, 1.3]]) {
-            let figure = peer.figures.get_mut("rate.p50_ms").unwrap();
-            turns.into_iter().for_each(|turn| figure.add(turn));
-        }
-        let p50 = judge(&results).swap_remove(0);
-        assert_eq!((p50.verdict.as_str(), p50.turns), ("met; turns on both sides of the bar", Some([1.0, 1.3])));
-        assert!(
-            text(&results).contains("| 1.01 x relay | 1.00-1.30 | at most 1.05 x | met; turns"),
-            "{}",
-            text(&results)
-        );
-    }
+    use crate::bars::tests::results;
 
     #[test]
     fn only_what_is_between_the_marks_is_replaced() {

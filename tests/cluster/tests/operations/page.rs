@@ -66,6 +66,8 @@ pub fn blocks(page: &str) -> Result<Vec<Block>> {
 /// Where commands are run: the repository, with the cluster's tools on the path.
 pub struct Shell {
     tools: tempfile::TempDir,
+    /// Where `mktemp` makes what a block keeps: the CA's key is among it.
+    kept: tempfile::TempDir,
     kubeconfig: PathBuf,
 }
 
@@ -82,7 +84,7 @@ impl Shell {
         if let Some(helm) = helm() {
             write(&tools.path().join("helm"), &format!("exec '{}' \"$@\"", helm.display()))?;
         }
-        Ok(Self { tools, kubeconfig: cluster.kubeconfig().to_owned() })
+        Ok(Self { tools, kept: tempfile::tempdir()?, kubeconfig: cluster.kubeconfig().to_owned() })
     }
 
     /// Runs one block; its output, if it did as it should.
@@ -116,6 +118,7 @@ impl Shell {
             &format!("exec 2>&1\n{commands}"),
         ]);
         command.env("PATH", format!("{}:{path}", self.tools.path().display())).env("KUBECONFIG", &self.kubeconfig);
+        command.env("TMPDIR", self.kept.path());
         command.env("NO_COLOR", "1").stdin(std::process::Stdio::null()).current_dir(root());
         let output = command.output().context("bash")?;
         Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
