@@ -1,5 +1,5 @@
-//! Whether a program of ours was built with the allocator's settings of .cargo/config.toml. They count only while it is built, and in a
-//! checkout: a build that lost them would work, and hold three times the memory.
+//! Whether a program of ours was built with the allocator's settings of .cargo/config.toml, and for the C code in it too. The settings count only
+//! while it is built, and in a checkout: a build that lost them would work, and hold three times the memory.
 //!
 //! Called by tests of each program that has jemalloc.
 
@@ -16,7 +16,8 @@ const SETTINGS: [&str; 4] =
 /// # Errors
 /// The command fails, or does not tell one of them.
 pub fn allocator_has_its_settings(command: &mut Command) -> Result<()> {
-    let done = command.env("_RJEM_MALLOC_CONF", "stats_print:true").output()?;
+    // One that served Rust alone would read `_RJEM_MALLOC_CONF`, and tell nothing.
+    let done = command.env("MALLOC_CONF", "stats_print:true").output()?;
     ensure!(done.status.success(), "{}", done.status);
     let told = String::from_utf8_lossy(&done.stderr);
     for setting in SETTINGS {
