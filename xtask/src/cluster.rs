@@ -185,7 +185,7 @@ impl Bed {
     pub fn up() -> Result<Self> {
         possible()?;
         let (built, images) = build()?;
-        let bed = Self { was_up: is_up(), built };
+        let bed = Self { was_up: is_up(&built)?, built };
         let began = Instant::now();
         if !bed.was_up {
             kit(&bed.built, "up", &[], UP_LIMIT).inspect_err(|_| drop(down(&bed.built)))?;
@@ -282,18 +282,27 @@ fn state() -> String {
     std::env::var("CLUSTER_DIR").unwrap_or_else(|_| "/var/tmp/countersign-cluster".to_owned())
 }
 
-fn is_up() -> bool {
-    Path::new(&state()).join("admin.conf").exists() && Path::new("/run/netns").join(format!("{NAME}-control")).exists()
+/// Whether one runs, with all its machines. What is left of one that was killed, as by a restart of this machine, is none.
+fn is_up(built: &Path) -> Result<bool> {
+    let (_, status) = suite::capture(script(built, "running"), DOWN_LIMIT, false)?;
+    Ok(status.is_some_and(|status| status.success()))
 }
 
-/// Calls one of the kit's scripts.
-fn kit(built: &Path, script: &str, args: &[String], limit: Duration) -> Result<()> {
-    let mut command = Command::new(cargo::root().join("tests/cluster/kit").join(script));
-    command.args(args).env("CLUSTER_BUILT", built);
+/// One of the kit's scripts.
+fn script(built: &Path, name: &str) -> Command {
+    let mut command = Command::new(cargo::root().join("tests/cluster/kit").join(name));
+    command.env("CLUSTER_BUILT", built);
+    command
+}
+
+/// Calls one of them.
+fn kit(built: &Path, name: &str, args: &[String], limit: Duration) -> Result<()> {
+    let mut command = script(built, name);
+    command.args(args);
     let (output, status) = suite::capture(command, limit, false)?;
     match status {
         Some(status) if status.success() => Ok(()),
-        Some(status) => bail!("tests/cluster/kit/{script}: {status}\n{output}"),
-        None => bail!("tests/cluster/kit/{script}: no end after {} s\n{output}", limit.as_secs()),
+        Some(status) => bail!("tests/cluster/kit/{name}: {status}\n{output}"),
+        None => bail!("tests/cluster/kit/{name}: no end after {} s\n{output}", limit.as_secs()),
     }
 }
