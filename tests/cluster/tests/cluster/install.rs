@@ -192,7 +192,7 @@ fn object(cluster: &Cluster, kind: &str, name: &str) -> Result<[(String, Value);
     Ok([(format!("{kind} {name}"), data), (format!("uid of {kind} {name}"), uid)])
 }
 
-/// What an upgrade must keep: what the CA does, the injector's certificates, and whom the API server believes to be the injector, in each of its
+/// What an upgrade must keep: what `kept_by_ca` names, the injector's certificates, and whom the API server believes to be the injector, in each of its
 /// webhooks.
 pub fn kept(cluster: &Cluster) -> Result<Vec<(String, Value)>> {
     let mut kept = kept_by_ca(cluster)?;
