@@ -118,10 +118,17 @@ fn libc_version() -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
+/// Whether jemalloc, where a program has it, serves C as well: nothing of glibc's heap is in it then. By what each says of a heap that was spoiled; another C
+/// library has other words.
+fn one_heap(program: &[u8]) -> bool {
+    let says = |words: &[u8]| program.windows(words.len()).any(|at| at == words);
+    !says(b"<jemalloc>: ") || !says(b"malloc(): ")
+}
+
 /// Writes the image of each of our programs; returns the files.
 ///
 /// # Errors
-/// A program is not there, or needs something beside itself.
+/// A program is not there, or needs something beside itself, or has two heaps.
 pub fn ours(programs: &Path, registry: &str, tag: &str, out: &Path) -> Result<Vec<PathBuf>> {
     PROGRAMS
         .iter()
@@ -129,6 +136,9 @@ pub fn ours(programs: &Path, registry: &str, tag: &str, out: &Path) -> Result<Ve
             let program = programs.join(name);
             let content = std::fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
             elf::alone(&content).with_context(|| program.display().to_string())?;
+            if !one_heap(&content) {
+                bail!("{}: C has another heap than Rust in it (docs/decisions/0008)", program.display());
+            }
             let mut layer = Archive::default();
             layer.file(name, 0o755, &content)?;
             let image = Image {
@@ -154,6 +164,20 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+
+    #[test]
+    fn a_program_with_the_heaps_of_both_jemalloc_and_glibc_is_told_apart() {
+        let (jemalloc, glibc) = ("<jemalloc>: Error in munmap(): \0", "malloc(): corrupted top size\0");
+        for (program, one) in [
+            ("", true),
+            (jemalloc, true),
+            (glibc, true),
+            (&format!("{glibc}.{jemalloc}"), false),
+            (&format!("{jemalloc}{glibc}"), false),
+        ] {
+            assert_eq!(one_heap(program.as_bytes()), one, "{program}");
+        }
+    }
 
     #[test]
     fn relocations_are_packed_only_where_the_c_library_reads_them() {
